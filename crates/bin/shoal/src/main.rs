@@ -1,0 +1,2 @@
+//! bin/shoal
+fn main() {}

@@ -1,0 +1,2 @@
+//! bin/whoami
+fn main() {}

@@ -1,0 +1,1 @@
+//! The `allocator` crate; see ARCHITECTURE.md for what it owns.

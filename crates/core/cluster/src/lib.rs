@@ -1,0 +1,1 @@
+//! The `cluster` crate; see ARCHITECTURE.md for what it owns.

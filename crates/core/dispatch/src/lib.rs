@@ -1,0 +1,1 @@
+//! The `dispatch` crate; see ARCHITECTURE.md for what it owns.

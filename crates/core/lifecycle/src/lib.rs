@@ -1,0 +1,1 @@
+//! The `lifecycle` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `orchestrator` crate; see ARCHITECTURE.md for what it owns.

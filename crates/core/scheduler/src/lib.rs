@@ -1,0 +1,1 @@
+//! The `scheduler` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `state` crate; see ARCHITECTURE.md for what it owns.

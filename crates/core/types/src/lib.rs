@@ -1,0 +1,1 @@
+//! The `types` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `agent` crate; see ARCHITECTURE.md for what it owns.

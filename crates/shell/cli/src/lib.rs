@@ -1,0 +1,1 @@
+//! The `cli` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `manager` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `network` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `runtime` crate; see ARCHITECTURE.md for what it owns.

@@ -1,0 +1,1 @@
+//! The `shim` crate; see ARCHITECTURE.md for what it owns.

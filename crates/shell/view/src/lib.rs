@@ -1,0 +1,1 @@
+//! The `view` crate; see ARCHITECTURE.md for what it owns.

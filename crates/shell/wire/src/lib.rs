@@ -1,0 +1,1 @@
+//! The `wire` crate; see ARCHITECTURE.md for what it owns.

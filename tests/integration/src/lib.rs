@@ -1,0 +1,1 @@
+//! Integration tests: real binaries on test hosts in network namespaces.
