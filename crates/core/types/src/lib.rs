@@ -1,1 +1,48 @@
-//! The `types` crate; see ARCHITECTURE.md for what it owns.
+//! The nouns of Shoal, valid by construction, and every limit.
+//!
+//! Owns: services, tasks, nodes, the cluster, their specs and the checks of user input.
+//! Does not know: storage, wire formats, or who decides what about them.
+//! Invariant: a spec that passed [`ServiceSpec::check`] needs no second check anywhere.
+
+mod check;
+mod cluster;
+mod constraint;
+mod fault;
+mod ids;
+pub mod limits;
+mod node;
+mod service;
+mod spec;
+mod task;
+
+pub use check::{check_cluster_spec, check_labels, check_node_spec};
+pub use cluster::{Cluster, ClusterSpec};
+pub use constraint::{Constraint, ConstraintKey, Matchable};
+pub use fault::{ErrorCode, Fault};
+pub use ids::{ClusterId, NodeId, ServiceId, TaskId};
+pub use node::{
+    Availability, ManagerStatus, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus,
+    Platform,
+};
+pub use service::{Reason, Revision, Service, UpdateState, UpdateStatus};
+pub use spec::{
+    ContainerSpec, DnsConfig, EndpointSpec, FailureAction, FileReference, Healthcheck, LogDriver,
+    Mount, NetworkAttachment, Placement, PortSpec, Privileges, ReplicatedJob, Resources,
+    RestartCondition, RestartPolicy, Secret, ServiceMode, ServiceSpec, TaskSpec, Ulimit,
+    UpdateConfig, UpdateOrder,
+};
+pub use task::{Slot, SlotKey, Tally, Task, TaskState, TaskStatus};
+
+/// When an object was made and last changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub created: base::Timestamp,
+    pub updated: base::Timestamp,
+    /// Raft index of the last change.
+    pub version: u64,
+    /// Raft index of the last change by a user: what API updates compare.
+    pub spec_version: u64,
+}
+
+/// Labels, sorted by key.
+pub type Labels = std::collections::BTreeMap<String, String>;

@@ -1,0 +1,72 @@
+//! The cluster: its settings, its root of trust and its join tokens.
+//!
+//! Owns: the one record of that kind. Invariant: its secrets are not printed, not even for debugging.
+
+use std::fmt::{self, Debug, Formatter};
+
+use base::Millis;
+
+use crate::{ClusterId, Labels, Meta, limits};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSpec {
+    pub labels: Labels,
+    /// Old tasks kept per slot; negative: all.
+    pub task_history_limit: i64,
+    pub dispatcher_heartbeat: Millis,
+    pub certificate_expiry: Millis,
+    /// Log entries between two snapshots.
+    pub snapshot_interval: u64,
+    pub snapshots_kept: u64,
+    /// From a node's last heartbeat until its tasks are replaced.
+    pub down_grace: Millis,
+    pub autolock: bool,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            labels: Labels::new(),
+            task_history_limit: limits::TASK_HISTORY_DEFAULT,
+            dispatcher_heartbeat: limits::HEARTBEAT_DEFAULT,
+            certificate_expiry: limits::CERTIFICATE_EXPIRY_DEFAULT,
+            snapshot_interval: limits::SNAPSHOT_INTERVAL_DEFAULT,
+            snapshots_kept: 0,
+            down_grace: limits::DOWN_GRACE_DEFAULT,
+            autolock: false,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub meta: Meta,
+    pub spec: ClusterSpec,
+    pub ca_certificate: String,
+    /// Secret.
+    pub ca_key: String,
+    /// Secret.
+    pub worker_token: String,
+    /// Secret.
+    pub manager_token: String,
+    pub format_level: u32,
+    /// Raised by a restore, so that nodes follow it though its index is lower.
+    pub epoch: u64,
+    pub data_path_port: u32,
+    pub address_pools: Vec<String>,
+    pub address_pool_mask: u32,
+    pub next_node_number: u32,
+}
+
+impl Debug for Cluster {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("id", &self.id)
+            .field("meta", &self.meta)
+            .field("spec", &self.spec)
+            .field("format_level", &self.format_level)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,62 @@
+//! Every limit of the domain, with its reason.
+//!
+//! Owns: numbers only. Invariant: what exceeds one is refused where it enters, with the field.
+
+use base::Millis;
+
+/// A DNS label (RFC 1035, section 2.3.4): the name is one in discovery.
+pub const NAME_CHARS_MAX: usize = 63;
+/// Replicas of one service; a million tasks is what a cluster is designed for.
+pub const REPLICAS_MAX: u64 = 1_000_000;
+/// Services of one cluster: ten times the design figure of 10,000.
+pub const SERVICES_MAX: usize = 200_000;
+/// Tasks of one cluster: the design figure, with history.
+pub const TASKS_MAX: usize = 4_000_000;
+/// Nodes of one cluster: the design figure of 10,000, and room.
+pub const NODES_MAX: usize = 20_000;
+/// Labels of one object, and bytes of all their keys and values together.
+pub const LABELS_MAX: usize = 1_000;
+pub const LABEL_BYTES_MAX: usize = 64 * 1024;
+/// Entries of one list of a spec (environment, arguments, constraints, capabilities…).
+pub const LIST_ENTRIES_MAX: usize = 4_096;
+/// Bytes of one text of a spec: the kernel's MAX_ARG_STRLEN.
+pub const TEXT_BYTES_MAX: usize = 128 * 1024;
+/// Bytes of a whole service spec: small enough for one log entry.
+pub const SPEC_BYTES_MAX: usize = 1024 * 1024;
+/// Smallest CPU limit: a thousandth of a core, as docker's.
+pub const CPU_NANOS_MIN: u64 = 1_000_000;
+/// Smallest memory limit, as docker's.
+pub const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Largest duration of a spec: a year. Longer ones are mistakes, and sums stay far from overflow.
+pub const DURATION_MAX: Millis = Millis::from_secs(365 * 86_400);
+/// Certificates live at least an hour (as Swarm's) and at most ten years.
+pub const CERTIFICATE_EXPIRY_MIN: Millis = Millis::from_secs(3_600);
+pub const CERTIFICATE_EXPIRY_MAX: Millis = Millis::from_secs(10 * 365 * 86_400);
+/// Dispatcher heartbeat: shorter costs managers, longer delays every repair.
+pub const HEARTBEAT_MIN: Millis = Millis(500);
+pub const HEARTBEAT_MAX: Millis = Millis::from_secs(300);
+/// Task history per slot: more makes every list slow.
+pub const TASK_HISTORY_MAX: i64 = 1_000;
+/// Text of a task's error or message that goes through the store.
+pub const STATUS_TEXT_BYTES_MAX: usize = 1_024;
+/// Images that a node reports; more are left out, which only costs a preference.
+pub const REPORTED_IMAGES_MAX: usize = 1_000;
+/// Restart times remembered per slot: enough for every `--restart-max-attempts` up to it.
+pub const TALLY_TIMES_MAX: usize = 100;
+/// Longest delay between restarts of a slot that keeps failing.
+pub const RESTART_BACKOFF_MAX: Millis = Millis::from_secs(300);
+/// How long a removed node's certificate stays refused.
+pub const REMOVED_NODE_MEMORY: Millis = Millis::from_secs(10 * 365 * 86_400);
+
+// Defaults, docker's where docker has one.
+pub const STOP_GRACE_DEFAULT: Millis = Millis::from_secs(10);
+pub const RESTART_DELAY_DEFAULT: Millis = Millis::from_secs(5);
+pub const UPDATE_MONITOR_DEFAULT: Millis = Millis::from_secs(5);
+pub const TASK_HISTORY_DEFAULT: i64 = 5;
+pub const HEARTBEAT_DEFAULT: Millis = Millis::from_secs(5);
+pub const CERTIFICATE_EXPIRY_DEFAULT: Millis = Millis::from_secs(90 * 86_400);
+pub const SNAPSHOT_INTERVAL_DEFAULT: u64 = 10_000;
+/// From a node's last heartbeat until its tasks are replaced: three heartbeats, as Swarm's.
+pub const DOWN_GRACE_DEFAULT: Millis = Millis::from_secs(15);
+/// Highest format level that this build knows.
+pub const FORMAT_LEVEL: u32 = 1;

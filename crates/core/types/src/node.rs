@@ -1,0 +1,170 @@
+//! A node: a machine that is part of the cluster.
+//!
+//! Owns: what is wanted of it, what it says of itself, and what is known of it.
+//! Invariant: `role` is what its certificate is issued for; `spec.role` is what is wanted.
+
+use base::Timestamp;
+
+use crate::{Labels, Meta, NodeId, Resources};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeRole {
+    #[default]
+    Worker = 1,
+    Manager = 2,
+}
+
+impl NodeRole {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Manager => "manager",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Availability {
+    #[default]
+    Active = 1,
+    /// No new tasks; running ones stay.
+    Pause = 2,
+    /// No tasks: those that run are replaced elsewhere.
+    Drain = 3,
+}
+
+impl Availability {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeState {
+    /// Not heard of since this leader began, or not yet for as long as the grace.
+    #[default]
+    Unknown = 1,
+    Down = 2,
+    Ready = 3,
+    Disconnected = 4,
+}
+
+impl NodeState {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Down => "down",
+            Self::Ready => "ready",
+            Self::Disconnected => "disconnected",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSpec {
+    pub name: String,
+    pub labels: Labels,
+    pub role: NodeRole,
+    pub availability: Availability,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Platform {
+    pub architecture: String,
+    pub os: String,
+}
+
+impl Platform {
+    /// Docker's names of the architectures for the kernel's.
+    #[must_use]
+    pub fn normal_architecture(name: &str) -> &str {
+        match name {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }
+    }
+
+    /// An empty part of `wanted` fits everything.
+    #[must_use]
+    pub fn fits(&self, wanted: &Self) -> bool {
+        let same = |a: &str, b: &str| {
+            b.is_empty() || Self::normal_architecture(a) == Self::normal_architecture(b)
+        };
+        same(&self.architecture, &wanted.architecture) && same(&self.os, &wanted.os)
+    }
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeDescription {
+    pub hostname: String,
+    pub platform: Platform,
+    pub resources: Resources,
+    pub engine_version: String,
+    pub engine_labels: Labels,
+    /// References of the images it has, sorted.
+    pub images: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub state: NodeState,
+    pub message: String,
+    /// Address that the managers see.
+    pub address: String,
+}
+
+/// A node's place among the managers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagerStatus {
+    /// Its number in Raft, never used twice.
+    pub raft_id: u64,
+    /// `host:port` that the other managers use.
+    pub address: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub id: NodeId,
+    pub meta: Meta,
+    pub spec: NodeSpec,
+    pub description: NodeDescription,
+    pub status: NodeStatus,
+    pub role: NodeRole,
+    pub manager: Option<ManagerStatus>,
+    /// Small number unique among nodes, for the data path; zero until given.
+    pub number: u32,
+    pub certificate_expires: Timestamp,
+}
+
+impl Node {
+    /// Its name for people: the spec's, else the host's.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        if self.description.hostname.is_empty() {
+            &self.spec.name
+        } else {
+            &self.description.hostname
+        }
+    }
+
+    /// It may be given new tasks.
+    #[must_use]
+    pub fn takes_tasks(&self) -> bool {
+        self.status.state == NodeState::Ready && self.spec.availability == Availability::Active
+    }
+
+    /// Its tasks must be replaced elsewhere.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.status.state == NodeState::Down || self.spec.availability == Availability::Drain
+    }
+}
