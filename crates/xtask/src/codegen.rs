@@ -1,4 +1,4 @@
-//! Rust code of the wire contract: `proto/*.proto` into `crates/shell/wire/src/gen`.
+//! Rust code of the wire contract: `proto/*.proto` into `crates/shell/wire/src/generated`.
 //!
 //! Owns: the generator's options. The generated files are checked in, so a build needs neither
 //! protoc nor this crate.
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::{Mode, settle};
 
 pub(crate) fn run(root: &Path, mode: Mode) -> Result<()> {
-    let folder = root.join("crates/shell/wire/src/gen");
+    let folder = root.join("crates/shell/wire/src/generated");
     let files = generate(&root.join("proto"))?;
     for (name, text) in &files {
         settle(&folder.join(name), text, mode)?;

@@ -192,7 +192,7 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 /// A table of cases may be longer than code, within reason.
 const TEST_LINES_MAX: usize = 140;
-const GENERATED: &str = "crates/shell/wire/src/gen";
+const GENERATED: &str = "crates/shell/wire/src/generated";
 /// The only crates that may call into the kernel or C directly.
 const UNSAFE_ALLOWED: &[&str] =
     &["crates/shell/runtime", "crates/shell/shim", "crates/shell/network"];
@@ -234,7 +234,7 @@ mod tests {
             ("a.rs", "#![allow(dead_code)]\n//! D.\ntrait T { fn f(&self); }\n"),
             ("a.rs", tests.as_str()),
             ("crates/shell/shim/src/lib.rs", "//! D.\n#![allow(unsafe_code)]\n"),
-            ("crates/shell/wire/src/gen/x.rs", "fn f() { todo!() }\n"),
+            ("crates/shell/wire/src/generated/x.rs", "fn f() { todo!() }\n"),
         ] {
             assert_eq!(texts(path, text), Vec::<String>::new(), "{path} {text}");
         }
