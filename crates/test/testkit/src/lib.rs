@@ -1,1 +1,26 @@
-//! The `testkit` crate; see ARCHITECTURE.md for what it owns.
+//! What tests are made of: text fixtures into snapshots, plans into text.
+//!
+//! Owns: the small language of fixtures, and the printer of plans.
+//! Does not know: any decider. Never a normal dependency of anything that ships.
+//! Invariant: the same text gives the same snapshot, identities included.
+
+mod fixture;
+mod print;
+
+pub use fixture::{Fixture, fixture, node_id, service_id};
+pub use print::print_plan;
+
+/// Compares two texts line by line, blanks at the ends of lines and comments (`#`) aside.
+///
+/// # Panics
+/// When they differ, with both printed in full.
+pub fn assert_text(got: &str, want: &str) {
+    let clean = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim())
+            .filter(|line| !line.is_empty())
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    };
+    assert!(clean(got) == clean(want), "\n--- got\n{got}\n--- want\n{want}\n");
+}

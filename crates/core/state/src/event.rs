@@ -1,0 +1,19 @@
+//! What an applied change touched.
+//!
+//! Owns: the closed list of events. Invariant: an event says where to look, never what is there.
+
+use types::{NodeId, ServiceId, TaskId};
+
+/// Something changed: look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    Cluster,
+    Node(NodeId),
+    Service(ServiceId),
+    /// A task, with its service and its node (for a removed one: as they were).
+    Task {
+        task: TaskId,
+        service: ServiceId,
+        node: Option<NodeId>,
+    },
+}
