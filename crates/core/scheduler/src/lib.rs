@@ -1,1 +1,123 @@
-//! The `scheduler` crate; see ARCHITECTURE.md for what it owns.
+//! Where pending tasks go.
+//!
+//! Owns: the filters, the order of nodes, spreading, and the reason why a task cannot be placed.
+//! Does not know: why a task exists, or what becomes of it.
+//! Invariant: a plan never places more on a node than it has room for, counting the plan itself.
+//! Ask again: at once while a plan says there is more; else when a task or a node changes.
+
+mod filter;
+mod nodes;
+mod place;
+mod reason;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use state::{Author, Change, ChangeSet, Ctx, Decider, Event, Plan, Snapshot};
+use types::{NodeId, Revision, Service, ServiceId, ServiceMode, TaskId};
+
+use filter::{Filters, Misses};
+use nodes::Nodes;
+
+/// Tasks that one plan places at most: a log entry of some 600 KB.
+pub const PLACEMENTS_PER_PLAN_MAX: usize = 20_000;
+
+/// The decider of places. Its key is the whole queue.
+#[derive(Debug)]
+pub struct Scheduler;
+
+impl Decider for Scheduler {
+    type Key = ();
+    const NAME: &'static str = "scheduler";
+
+    fn mark_all(_: &Snapshot, dirty: &mut BTreeSet<()>) {
+        dirty.insert(());
+    }
+
+    fn mark(view: &Snapshot, event: &Event, dirty: &mut BTreeSet<()>) {
+        let concerns = match event {
+            Event::Node(_) | Event::Service(_) => true,
+            Event::Task { .. } => view.pending_count() > 0,
+            Event::Cluster => false,
+        };
+        if concerns {
+            dirty.insert(());
+        }
+    }
+
+    fn decide(ctx: &mut Ctx<'_>, (): ()) -> Plan {
+        decide_queue(ctx, PLACEMENTS_PER_PLAN_MAX)
+    }
+}
+
+/// Tasks of one service and revision that wait.
+pub(crate) struct Group<'a> {
+    pub service: &'a Service,
+    pub revision: &'a Revision,
+    pub tasks: Vec<TaskId>,
+}
+
+/// Works the queue off, at most `limit` placements.
+#[must_use]
+pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
+    let mut plan = Plan::default();
+    let view = ctx.view;
+    let mut queue = view.pending_tasks().peekable();
+    if queue.peek().is_none() {
+        reason::clear_settled(view, &BTreeSet::new(), &mut plan);
+        return plan;
+    }
+    let mut nodes = Nodes::of(view);
+    let mut filters = Filters::default();
+    let mut pairs: Vec<(TaskId, NodeId)> = Vec::new();
+    let mut waiting: BTreeSet<ServiceId> = BTreeSet::new();
+    while let Some((service, revision, first)) = queue.next() {
+        if pairs.len() >= limit {
+            plan.more = true;
+            break;
+        }
+        let mut tasks = vec![first];
+        while let Some((_, _, task)) = queue.next_if(|(s, r, _)| (*s, *r) == (service, revision)) {
+            if pairs.len() + tasks.len() < limit {
+                tasks.push(task);
+            } else {
+                plan.more = true;
+            }
+        }
+        let (Some(service), Some(revision)) =
+            (view.service(service), view.revision(service, revision))
+        else {
+            continue; // the service is gone: the orchestrator deletes its tasks
+        };
+        let group = Group { service, revision, tasks };
+        let unplaced = decide_group(view, &group, &mut nodes, &mut filters, &mut pairs);
+        if let Some((count, misses)) = unplaced {
+            waiting.insert(service.id);
+            reason::set_unplaced(&mut plan, ctx.now, service, count, &misses);
+        }
+    }
+    if !plan.more {
+        reason::clear_settled(view, &waiting, &mut plan);
+    }
+    if !pairs.is_empty() {
+        plan.atoms.insert(0, ChangeSet::one(Author::Scheduler, Change::AssignTasks(pairs)));
+    }
+    plan
+}
+
+/// Places what it can; what it cannot is counted with the reasons.
+fn decide_group(
+    view: &Snapshot,
+    group: &Group<'_>,
+    nodes: &mut Nodes<'_>,
+    filters: &mut Filters,
+    pairs: &mut Vec<(TaskId, NodeId)>,
+) -> Option<(usize, Misses)> {
+    let allowed = filters.of(nodes, &group.revision.spec);
+    if group.service.spec.mode == ServiceMode::Global {
+        return place::confirm(view, group, nodes, &allowed, pairs);
+    }
+    place::spread(view, group, nodes, filters, &allowed, pairs)
+}

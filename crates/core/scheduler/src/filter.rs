@@ -1,0 +1,154 @@
+//! Which nodes a template's tasks may go to, and why not to the others.
+//!
+//! Owns: the filters that do not depend on what is placed (ready, constraints, platform), computed
+//! once per distinct list, and the words of all filters.
+//! Invariant: a node is counted under the first filter that it fails, in the order of `Misses`.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use types::{Constraint, Platform, TaskSpec};
+
+use crate::nodes::Nodes;
+
+/// Nodes that pass the filters which do not depend on placements.
+pub(crate) struct Allowed {
+    pub nodes: Vec<bool>,
+    pub count: usize,
+    pub misses: Misses,
+}
+
+/// How many nodes fail which filter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Misses {
+    pub not_ready: usize,
+    pub resources: usize,
+    pub constraints: usize,
+    pub platform: usize,
+    pub max_replicas: usize,
+}
+
+impl Misses {
+    /// Swarm's words for it.
+    pub(crate) fn text(&self) -> String {
+        let nodes =
+            |count: usize| if count == 1 { "1 node".into() } else { format!("{count} nodes") };
+        let parts: Vec<String> = [
+            (self.not_ready, format!("{} not available for new tasks", nodes(self.not_ready))),
+            (self.resources, format!("insufficient resources on {}", nodes(self.resources))),
+            (
+                self.constraints,
+                format!("scheduling constraints not satisfied on {}", nodes(self.constraints)),
+            ),
+            (self.platform, format!("unsupported platform on {}", nodes(self.platform))),
+            (
+                self.max_replicas,
+                format!("max replicas per node limit exceed on {}", nodes(self.max_replicas)),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(count, text)| (count > 0).then_some(text))
+        .collect();
+        match parts.is_empty() {
+            true => "no suitable node (the cluster has no nodes)".into(),
+            false => format!("no suitable node ({})", parts.join("; ")),
+        }
+    }
+}
+
+type Key = (Vec<String>, Vec<Platform>);
+
+/// Results by distinct list, for one plan.
+#[derive(Default)]
+pub(crate) struct Filters {
+    allowed: BTreeMap<Key, Rc<Allowed>>,
+    /// The last key asked for: most services have no constraints at all.
+    plain: Option<Rc<Allowed>>,
+    images: BTreeMap<String, Rc<Vec<bool>>>,
+}
+
+impl Filters {
+    pub(crate) fn of(&mut self, nodes: &Nodes<'_>, spec: &TaskSpec) -> Rc<Allowed> {
+        let placement = &spec.placement;
+        if placement.constraints.is_empty() && placement.platforms.is_empty() {
+            let plain = self.plain.get_or_insert_with(|| Rc::new(compute(nodes, spec)));
+            return Rc::clone(plain);
+        }
+        let key = (placement.constraints.clone(), placement.platforms.clone());
+        Rc::clone(self.allowed.entry(key).or_insert_with(|| Rc::new(compute(nodes, spec))))
+    }
+
+    /// Nodes that are known to have the image.
+    pub(crate) fn with_image(&mut self, nodes: &Nodes<'_>, image: &str) -> Rc<Vec<bool>> {
+        if let Some(known) = self.images.get(image) {
+            return Rc::clone(known);
+        }
+        let wanted = normal_reference(image);
+        let has = |c: &crate::nodes::Candidate<'_>| {
+            c.node.description.images.binary_search(&wanted).is_ok()
+        };
+        let known: Rc<Vec<bool>> = Rc::new(nodes.list.iter().map(has).collect());
+        self.images.insert(image.to_owned(), Rc::clone(&known));
+        known
+    }
+}
+
+fn compute(nodes: &Nodes<'_>, spec: &TaskSpec) -> Allowed {
+    let parse = |text: &String| Constraint::parse(text).ok();
+    let constraints: Vec<Constraint> =
+        spec.placement.constraints.iter().filter_map(parse).collect();
+    let platforms = &spec.placement.platforms;
+    let mut allowed =
+        Allowed { nodes: vec![false; nodes.list.len()], count: 0, misses: Misses::default() };
+    for (at, candidate) in nodes.list.iter().enumerate() {
+        let platform = &candidate.node.description.platform;
+        if !candidate.ready {
+            allowed.misses.not_ready += 1;
+        } else if !constraints.iter().all(|c| c.matches(candidate.node)) {
+            allowed.misses.constraints += 1;
+        } else if !platforms.is_empty() && !platforms.iter().any(|p| platform.fits(p)) {
+            allowed.misses.platform += 1;
+        } else {
+            allowed.nodes[at] = true;
+            allowed.count += 1;
+        }
+    }
+    allowed
+}
+
+/// The full form of a reference, as nodes report their images.
+fn normal_reference(image: &str) -> String {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(n, d)| (n, Some(d)));
+    let first = name.split('/').next().unwrap_or_default();
+    let has_host =
+        name.contains('/') && (first.contains('.') || first.contains(':') || first == "localhost");
+    let full = match (has_host, name.contains('/')) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("docker.io/{name}"),
+        (false, false) => format!("docker.io/library/{name}"),
+    };
+    let tagged = full.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    match digest {
+        Some(digest) => format!("{full}@{digest}"),
+        None if tagged => full,
+        None => format!("{full}:latest"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_completed() {
+        for (short, full) in [
+            ("nginx", "docker.io/library/nginx:latest"),
+            ("shoal/whoami:1", "docker.io/shoal/whoami:1"),
+            ("localhost:5000/a", "localhost:5000/a:latest"),
+            ("r.example/a/b:c", "r.example/a/b:c"),
+            ("nginx@sha256:ab", "docker.io/library/nginx@sha256:ab"),
+        ] {
+            assert_eq!(normal_reference(short), full);
+        }
+    }
+}
