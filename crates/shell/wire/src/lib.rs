@@ -17,5 +17,8 @@ mod generated {
     }
 }
 
+mod convert;
+
+pub use convert::{ERROR_KEY, fault_of, id, optional_id, status_of};
 pub use generated::store::v1 as store_v1;
 pub use generated::v1;
