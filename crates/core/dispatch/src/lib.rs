@@ -1,1 +1,14 @@
-//! The `dispatch` crate; see ARCHITECTURE.md for what it owns.
+//! What a node should be told, and whether it is alive.
+//!
+//! Owns: the difference between what a node was told and what it should know, the deadlines of
+//! heartbeats, and what becomes of the tasks of nodes that are gone.
+//! Does not know: streams, sessions, who is connected how.
+//! Invariant: a node is told of every task that names it, until the task is deleted.
+
+mod assign;
+mod liveness;
+mod orphans;
+
+pub use assign::{Difference, Told};
+pub use liveness::Liveness;
+pub use orphans::Orphans;
