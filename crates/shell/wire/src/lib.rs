@@ -18,7 +18,23 @@ mod generated {
 }
 
 mod convert;
+mod log;
 
 pub use convert::{ERROR_KEY, fault_of, id, optional_id, status_of};
 pub use generated::store::v1 as store_v1;
 pub use generated::v1;
+pub use log::{
+    FORMAT, RECORD_BYTES_MAX, StoredError, decode_proposal, decode_snapshot, encode_proposal,
+    encode_snapshot,
+};
+
+/// Version of the protocol between nodes that this build speaks; older ones down to it.
+pub const PROTOCOL: u32 = 1;
+/// Bytes of one message between nodes at most; larger sets are sent in several.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The bytes of an identity, as messages carry it.
+#[must_use]
+pub fn bytes_of(id: base::Id) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(&id.to_bytes())
+}

@@ -11,6 +11,9 @@ mod service;
 mod spec;
 mod task;
 
+pub(crate) use node::role;
+pub(crate) use task::state;
+
 pub use fault::{ERROR_KEY, fault_of, status_of};
 
 use base::Id;

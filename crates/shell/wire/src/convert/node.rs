@@ -22,10 +22,7 @@ impl From<&Node> for v1::Node {
             description: Some((&node.description).into()),
             status: Some((&node.status).into()),
             role: node.role as i32,
-            manager: node.manager.as_ref().map(|manager| v1::ManagerStatus {
-                raft_id: manager.raft_id,
-                address: manager.address.clone(),
-            }),
+            manager: node.manager.as_ref().map(Into::into),
             number: node.number,
             certificate_expires_at: node.certificate_expires.0,
         }
@@ -43,13 +40,22 @@ impl TryFrom<v1::Node> for Node {
             description: node.description.map(Into::into).unwrap_or_default(),
             status: node.status.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             role: role(node.role, "node.role")?,
-            manager: node.manager.map(|manager| ManagerStatus {
-                raft_id: manager.raft_id,
-                address: manager.address,
-            }),
+            manager: node.manager.map(Into::into),
             number: node.number,
             certificate_expires: Timestamp(node.certificate_expires_at),
         })
+    }
+}
+
+impl From<&ManagerStatus> for v1::ManagerStatus {
+    fn from(manager: &ManagerStatus) -> Self {
+        Self { raft_id: manager.raft_id, address: manager.address.clone() }
+    }
+}
+
+impl From<v1::ManagerStatus> for ManagerStatus {
+    fn from(manager: v1::ManagerStatus) -> Self {
+        Self { raft_id: manager.raft_id, address: manager.address }
     }
 }
 
@@ -132,7 +138,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
 ///
 /// # Errors
 /// Names `field` when the number is not known.
-fn role(number: i32, field: &str) -> Result<NodeRole, Fault> {
+pub(crate) fn role(number: i32, field: &str) -> Result<NodeRole, Fault> {
     match number {
         1 => Ok(NodeRole::Worker),
         2 => Ok(NodeRole::Manager),

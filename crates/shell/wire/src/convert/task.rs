@@ -82,7 +82,7 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
     }
 }
 
-fn state(number: i32, field: &str) -> Result<TaskState, Fault> {
+pub(crate) fn state(number: i32, field: &str) -> Result<TaskState, Fault> {
     TaskState::from_number(number).ok_or_else(|| unknown(field, number))
 }
 

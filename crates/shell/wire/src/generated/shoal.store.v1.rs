@@ -5,18 +5,19 @@ pub struct Proposal {
     pub format: u32,
     #[prost(uint64, tag = "2")]
     pub time: u64,
-    #[prost(uint32, tag = "3")]
-    pub author: u32,
     #[prost(message, repeated, tag = "4")]
     pub atoms: ::prost::alloc::vec::Vec<ChangeSet>,
     /// Empty, or the version of the format level that this proposal raises the cluster to.
     #[prost(uint32, tag = "5")]
     pub raise_format_level: u32,
 }
+/// Its changes land together or not at all.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ChangeSet {
     #[prost(message, repeated, tag = "1")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
+    #[prost(uint32, tag = "2")]
+    pub author: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
