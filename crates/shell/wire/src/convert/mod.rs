@@ -2,7 +2,8 @@
 //!
 //! Owns: every conversion, in both directions.
 //! Does not know: whether a value makes sense; the types check themselves.
-//! Invariant: an enum value that this version does not know is refused, never replaced by a default.
+//! Invariant: an enum value that this version does not know is refused, never replaced by a
+//! default.
 
 mod cluster;
 mod fault;

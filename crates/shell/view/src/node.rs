@@ -1,0 +1,118 @@
+//! `Node`.
+//!
+//! Owns: the shape of a node. Does not know: who leads; it is told.
+//! Invariant: `ManagerStatus` is there on managers only.
+
+use serde_json::{Value, json};
+use types::Node;
+
+use crate::json::{Object, map, time};
+
+/// What is known of a node besides its record.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeFacts<'a> {
+    pub leader: bool,
+    /// Of managers only.
+    pub reachable: Option<bool>,
+    /// What is wrong with it, such as a clock that is ahead.
+    pub conditions: &'a [String],
+}
+
+#[must_use]
+pub fn node(node: &Node, facts: NodeFacts<'_>) -> Value {
+    let description = &node.description;
+    let spec = Object::new()
+        .filled("Name", node.spec.name.as_str())
+        .with("Labels", map(&node.spec.labels))
+        .with("Role", node.spec.role.name())
+        .with("Availability", node.spec.availability.name());
+    let described = Object::new()
+        .with("Hostname", node.hostname())
+        .with(
+            "Platform",
+            json!({
+                "Architecture": description.platform.architecture, "OS": description.platform.os,
+            }),
+        )
+        .with(
+            "Resources",
+            json!({
+                "NanoCPUs": description.resources.cpu_nanos,
+                "MemoryBytes": description.resources.memory_bytes,
+            }),
+        )
+        .with(
+            "Engine",
+            Object::new()
+                .with("EngineVersion", description.engine_version.as_str())
+                .filled("Labels", map(&description.engine_labels)),
+        );
+    let status = Object::new()
+        .with("State", node.status.state.name())
+        .filled("Message", node.status.message.as_str())
+        .with("Addr", node.status.address.as_str());
+    let manager = node.manager.as_ref().map(|manager| {
+        let reachability = match facts.reachable {
+            Some(true) => "reachable",
+            Some(false) => "unreachable",
+            None => "unknown",
+        };
+        Object::new()
+            .filled("Leader", facts.leader)
+            .with("Reachability", reachability)
+            .with("Addr", manager.address.as_str())
+            .build()
+    });
+    Object::new()
+        .with("ID", node.id.to_string())
+        .meta(&node.meta)
+        .with("Spec", spec)
+        .with("Description", described)
+        .with("Status", status)
+        .filled("ManagerStatus", manager)
+        .filled("Conditions", facts.conditions.to_vec())
+        .filled(
+            "CertificateExpiresAt",
+            if node.certificate_expires.0 == 0 {
+                Value::Null
+            } else {
+                time(node.certificate_expires)
+            },
+        )
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{Id, Timestamp};
+    use types::{ManagerStatus, Meta, NodeDescription, NodeId, NodeRole, NodeSpec, NodeStatus};
+
+    use super::*;
+
+    #[test]
+    fn only_managers_have_a_manager_status() {
+        let mut sample = Node {
+            id: NodeId(Id::from_u128(1).unwrap()),
+            meta: Meta::default(),
+            spec: NodeSpec::default(),
+            description: NodeDescription { hostname: "a".into(), ..NodeDescription::default() },
+            status: NodeStatus::default(),
+            role: NodeRole::Worker,
+            manager: None,
+            number: 1,
+            certificate_expires: Timestamp(0),
+        };
+        let shown = node(&sample, NodeFacts::default());
+        assert_eq!(shown.get("ManagerStatus"), None);
+        assert_eq!(
+            shown["Spec"],
+            json!({ "Labels": {}, "Role": "worker", "Availability": "active" })
+        );
+        sample.manager = Some(ManagerStatus { raft_id: 1, address: "1.2.3.4:2377".into() });
+        let facts = NodeFacts { leader: true, reachable: Some(true), conditions: &[] };
+        assert_eq!(
+            node(&sample, facts)["ManagerStatus"],
+            json!({ "Leader": true, "Reachability": "reachable", "Addr": "1.2.3.4:2377" })
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! `Service`.
+//!
+//! Owns: the shape of a service. Does not know: its tasks; their numbers are given.
+//! Invariant: `Version.Index` is the index of the last change by a user, so that a status report
+//! never makes an update out of date.
+
+use serde_json::{Value, json};
+use types::{Service, UpdateState, UpdateStatus};
+
+use crate::json::{Object, time};
+use crate::spec::{endpoint, service_spec};
+
+/// What is known of a service besides its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceFacts {
+    pub running: u64,
+    pub desired: u64,
+    pub completed: u64,
+}
+
+/// A service with its numbers of tasks and the reasons why it is not as wanted.
+#[must_use]
+pub fn service(service: &Service, facts: ServiceFacts) -> Value {
+    let reasons: Vec<Value> = service
+        .reasons
+        .iter()
+        .map(|reason| {
+            json!({
+                "Decider": reason.decider, "Code": reason.code, "Message": reason.message,
+                "Count": reason.count, "Since": time(reason.since),
+            })
+        })
+        .collect();
+    let status = json!({
+        "RunningTasks": facts.running, "DesiredTasks": facts.desired,
+        "CompletedTasks": facts.completed,
+    });
+    Object::new()
+        .with("ID", service.id.to_string())
+        .meta(&service.meta)
+        .with("Spec", service_spec(&service.spec))
+        .filled("PreviousSpec", service.previous.as_deref().map(service_spec))
+        .with(
+            "Endpoint",
+            json!({ "Spec": service.spec.endpoint.as_ref().map_or(json!({}), endpoint) }),
+        )
+        .filled("UpdateStatus", service.update.as_ref().map(update_status))
+        .with("ServiceStatus", status)
+        .filled("Reasons", reasons)
+        .build()
+}
+
+fn update_status(status: &UpdateStatus) -> Value {
+    let ended = matches!(status.state, UpdateState::Completed | UpdateState::RollbackCompleted);
+    let object =
+        Object::new().with("State", status.state.name()).with("StartedAt", time(status.started));
+    let object = if ended { object.with("CompletedAt", time(status.completed)) } else { object };
+    object.with("Message", status.message.as_str()).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::{Id, Timestamp};
+    use types::{
+        ContainerSpec, Labels, Meta, Reason, Secret, ServiceId, ServiceMode, ServiceSpec, TaskSpec,
+    };
+
+    use super::*;
+
+    fn sample() -> Service {
+        let container = ContainerSpec {
+            image: "nginx:1".into(),
+            registry_auth: Secret("hidden".into()),
+            ..ContainerSpec::default()
+        };
+        let mut task = TaskSpec { container, ..TaskSpec::default() };
+        task.limits.memory_bytes = 64;
+        task.placement.spread = vec!["node.labels.zone".into()];
+        Service {
+            id: ServiceId(Id::from_u128(36).unwrap()),
+            meta: Meta { version: 9, spec_version: 7, ..Meta::default() },
+            spec: Arc::new(ServiceSpec {
+                name: "web".into(),
+                labels: Labels::new(),
+                task,
+                mode: ServiceMode::Replicated(3),
+                update: None,
+                rollback: None,
+                endpoint: None,
+            }),
+            previous: None,
+            revision: 7,
+            update: None,
+            reasons: vec![Reason {
+                decider: "scheduler".into(),
+                code: "no-suitable-node".into(),
+                message: "no node".into(),
+                count: 2,
+                since: Timestamp(1_000),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_service_has_dockers_shape() {
+        let facts = ServiceFacts { running: 1, desired: 3, completed: 0 };
+        let expected = json!({
+            "ID": "0000000000000000000000010",
+            "Version": { "Index": 7 },
+            "CreatedAt": "1970-01-01T00:00:00.000Z",
+            "UpdatedAt": "1970-01-01T00:00:00.000Z",
+            "Spec": {
+                "Name": "web",
+                "Labels": {},
+                "TaskTemplate": {
+                    "ContainerSpec": { "Image": "nginx:1" },
+                    "Resources": { "Limits": { "MemoryBytes": 64 }, "Reservations": {} },
+                    "RestartPolicy": {
+                        "Condition": "any", "Delay": 5_000_000_000_u64, "MaxAttempts": 0,
+                    },
+                    "Placement": {
+                        "Preferences": [{ "Spread": { "SpreadDescriptor": "node.labels.zone" } }],
+                    },
+                    "ForceUpdate": 0,
+                    "Runtime": "container",
+                },
+                "Mode": { "Replicated": { "Replicas": 3 } },
+            },
+            "Endpoint": { "Spec": {} },
+            "ServiceStatus": { "RunningTasks": 1, "DesiredTasks": 3, "CompletedTasks": 0 },
+            "Reasons": [{
+                "Decider": "scheduler", "Code": "no-suitable-node", "Message": "no node",
+                "Count": 2, "Since": "1970-01-01T00:00:01.000Z",
+            }],
+        });
+        let shown = service(&sample(), facts);
+        assert_eq!(shown, expected);
+        assert!(!shown.to_string().contains("hidden"));
+    }
+}

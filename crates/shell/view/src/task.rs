@@ -1,0 +1,91 @@
+//! `Task`.
+//!
+//! Owns: the shape of a task. Does not know: where its spec is kept; it is given.
+//! Invariant: `Slot` is left out on tasks of global services, as docker's.
+
+use serde_json::{Value, json};
+use types::{Slot, Task, TaskSpec, TaskState};
+
+use crate::json::{Object, time};
+use crate::spec::task_spec;
+
+/// What is known of a task besides its record.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskFacts<'a> {
+    /// The template of the revision that it runs.
+    pub spec: &'a TaskSpec,
+    /// Why it waits; empty when it does not.
+    pub reason: &'a str,
+}
+
+#[must_use]
+pub fn task(task: &Task, facts: TaskFacts<'_>) -> Value {
+    let status = &task.status;
+    let started = status.pid != 0 || status.exit_code.is_some();
+    let container = Object::new()
+        .with("ContainerID", if started { task.id.to_string() } else { String::new() })
+        .filled("PID", status.pid)
+        .with("ExitCode", status.exit_code.unwrap_or(0))
+        .filled("OOMKilled", status.oom);
+    let waits = status.state < TaskState::Accepted && !facts.reason.is_empty();
+    let error = status.error.as_deref().unwrap_or(if waits { facts.reason } else { "" });
+    let shown = Object::new()
+        .with("Timestamp", time(status.at))
+        .with("State", status.state.name())
+        .filled("Message", status.message.as_deref().unwrap_or_default())
+        .filled("Err", error)
+        .filled("ContainerStatus", if started { container.build() } else { Value::Null })
+        .with("PortStatus", json!({}));
+    let slot = match task.slot {
+        Slot::Replica(number) => number,
+        Slot::Node => 0,
+    };
+    Object::new()
+        .with("ID", task.id.to_string())
+        .meta(&task.meta)
+        .with("Labels", json!({}))
+        .with("Spec", task_spec(facts.spec))
+        .with("ServiceID", task.service.to_string())
+        .filled("Slot", slot)
+        .filled("NodeID", task.node.map(|node| node.to_string()))
+        .with("Status", shown)
+        .with("DesiredState", task.desired.name())
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{Id, Timestamp};
+    use types::{Meta, ServiceId, TaskId, TaskStatus};
+
+    use super::*;
+
+    #[test]
+    fn a_waiting_task_shows_its_services_reason() {
+        let id = Id::from_u128(1).unwrap();
+        let mut sample = Task {
+            id: TaskId(id),
+            meta: Meta::default(),
+            service: ServiceId(id),
+            revision: 1,
+            slot: Slot::Replica(2),
+            node: None,
+            desired: TaskState::Running,
+            status: TaskStatus {
+                state: TaskState::Pending,
+                at: Timestamp(0),
+                ..TaskStatus::default()
+            },
+        };
+        let spec = TaskSpec::default();
+        let facts = TaskFacts { spec: &spec, reason: "no suitable node" };
+        let shown = task(&sample, facts);
+        assert_eq!(shown["Status"]["Err"], "no suitable node");
+        assert_eq!((&shown["Slot"], shown.get("NodeID")), (&json!(2), None));
+        sample.status.state = TaskState::Failed;
+        sample.status.exit_code = Some(3);
+        let shown = task(&sample, facts);
+        assert_eq!(shown["Status"].get("Err"), None);
+        assert_eq!(shown["Status"]["ContainerStatus"]["ExitCode"], 3);
+    }
+}
