@@ -7,19 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use state::{Author, Change, ChangeSet, Snapshot};
+use state::{Author, Change, ChangeSet, Member, Snapshot};
 use types::{ErrorCode, Fault, Node, NodeId, NodeRole};
-
-/// One member of the Raft group, as its leader sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub raft_id: u64,
-    pub voter: bool,
-    /// Has all that is committed, or nearly.
-    pub caught_up: bool,
-    /// Answered within the last election time-out.
-    pub reachable: bool,
-}
 
 /// One step; after it, look again.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,431 @@
+//! The dispatcher's loop.
+//!
+//! Owns: the sessions and everything that waits to be stored because of them.
+//! Does not know: what should run where. Invariant: the loop never waits for a node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::Millis;
+use dispatch::Liveness;
+use ports::store::{Applied, ProposeError, Store};
+use ports::{Batch, Clock, Cursor, Link};
+use state::{Author, Change, ChangeSet, Event, Proposal, Snapshot};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use types::{NodeDescription, NodeId, NodeState, NodeStatus, TaskId, TaskStatus};
+use wire::v1::manager_message::Message as Out;
+use wire::v1::node_message::Message as In;
+use wire::v1::{self, ManagerMessage, NodeMessage};
+
+use super::session::Session;
+use super::{DispatcherHandle, Message, Reached};
+use crate::options::{REPORTS_PER_PROPOSAL_MAX, SUBSCRIPTIONS_MAX, Timing};
+
+/// Sessions with the nodes, and the loop that serves them.
+pub struct Dispatcher<S, C> {
+    store: S,
+    clock: C,
+    timing: Timing,
+    inbox: mpsc::Receiver<Message>,
+    handle: DispatcherHandle,
+    changes: Cursor,
+    leading: bool,
+    sessions: BTreeMap<NodeId, Session>,
+    next_session: u64,
+    readers: JoinSet<()>,
+    liveness: Liveness,
+    /// Nodes to which something may have to be told.
+    dirty: BTreeSet<NodeId>,
+    reports: BTreeMap<TaskId, TaskStatus>,
+    statuses: BTreeMap<NodeId, NodeStatus>,
+    descriptions: BTreeMap<NodeId, NodeDescription>,
+    subscriptions: BTreeMap<base::Id, BTreeSet<NodeId>>,
+    /// When what was gathered is sent and stored.
+    flush_at: Option<Millis>,
+}
+
+enum Cause {
+    Shutdown,
+    Leadership,
+    Message(Message),
+    Changes(Batch),
+    Timer,
+}
+
+impl<S: Store, C: Clock> Dispatcher<S, C> {
+    pub fn new(store: S, clock: C, timing: Timing) -> (Self, DispatcherHandle) {
+        let (handle, inbox) = DispatcherHandle::new();
+        let changes = store.watch();
+        let dispatcher = Self {
+            store,
+            clock,
+            timing,
+            inbox,
+            handle: handle.clone(),
+            changes,
+            leading: false,
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            readers: JoinSet::new(),
+            liveness: Liveness::default(),
+            dirty: BTreeSet::new(),
+            reports: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            descriptions: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            flush_at: None,
+        };
+        (dispatcher, handle)
+    }
+
+    /// Serves until shutdown.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let mut leadership = self.store.leadership();
+        loop {
+            let now_leads = leadership.borrow_and_update().clone();
+            self.set_leading(now_leads.is_leader, now_leads.leader.map(|(_, address)| address));
+            let at = self.next_timer();
+            let (clock, inbox, changes) = (self.clock.clone(), &mut self.inbox, &mut self.changes);
+            let cause = tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => Cause::Shutdown,
+                _ = leadership.changed() => Cause::Leadership,
+                batch = changes.next() => Cause::Changes(batch),
+                () = clock.sleep_until(at) => Cause::Timer,
+                Some(message) = inbox.recv() => Cause::Message(message),
+            };
+            match cause {
+                Cause::Shutdown | Cause::Changes(Batch::Closed) => return,
+                Cause::Leadership => {}
+                Cause::Message(message) => self.receive(message),
+                Cause::Changes(batch) => self.mark(&batch),
+                Cause::Timer => self.on_timer().await,
+            }
+            while self.readers.try_join_next().is_some() {}
+        }
+    }
+
+    fn next_timer(&self) -> Millis {
+        let deadline = self.liveness.next_deadline();
+        [self.flush_at, deadline].into_iter().flatten().min().unwrap_or(Millis::MAX)
+    }
+
+    fn set_leading(&mut self, leads: bool, leader: Option<String>) {
+        if leads == self.leading {
+            return;
+        }
+        self.leading = leads;
+        self.liveness = Liveness::default();
+        self.reports.clear();
+        self.statuses.clear();
+        self.descriptions.clear();
+        self.dirty.clear();
+        self.subscriptions.clear();
+        if leads {
+            let (view, now) = (self.store.snapshot(), self.clock.monotonic());
+            let grace = grace(&view);
+            for node in view.nodes().filter(|node| node.status.state != NodeState::Down) {
+                self.liveness.watch(node.id, now, grace);
+            }
+        }
+        for session in std::mem::take(&mut self.sessions).into_values() {
+            let leader = leader.clone().unwrap_or_default();
+            let _ = session.send(Out::Redirect(v1::Redirect { leader }));
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Attach { node, address, link } => self.attach(node, address, link),
+            Message::FromNode { node, session, message } => {
+                if self.sessions.get(&node).is_some_and(|known| known.number == session) {
+                    self.hear(node, *message);
+                }
+            }
+            Message::Detached { node, session } => {
+                if self.sessions.get(&node).is_some_and(|known| known.number == session) {
+                    self.sessions.remove(&node);
+                }
+            }
+            Message::Subscribe { wanted, tasks, reached } => {
+                let _ = reached.send(self.subscribe(&wanted, &tasks));
+            }
+            Message::Unsubscribe { id } => self.unsubscribe(id),
+        }
+    }
+
+    fn attach(&mut self, node: NodeId, address: String, link: Link<ManagerMessage, NodeMessage>) {
+        let view = self.store.snapshot();
+        if !self.leading {
+            let leader = self.store.leadership().borrow().leader.clone();
+            let leader = leader.map(|(_, address)| address).unwrap_or_default();
+            let out = super::messages::message(Out::Redirect(v1::Redirect { leader }));
+            let _ = link.tx.try_send(out);
+            return;
+        }
+        if view.node(node).is_none() {
+            return; // removed meanwhile: the closed link says it
+        }
+        let number = self.next_session;
+        self.next_session += 1;
+        self.sessions.insert(node, Session::new(number, address, link.tx));
+        self.readers.spawn(read_session(node, number, link.rx, self.handle.clone()));
+    }
+
+    fn hear(&mut self, node: NodeId, message: NodeMessage) {
+        let view = self.store.snapshot();
+        self.liveness.heard(node, self.clock.monotonic(), grace(&view));
+        match message.message {
+            Some(In::Hello(hello)) => self.greet(&view, node, hello),
+            Some(In::Heartbeat(_)) => {
+                self.set_status(&view, node, NodeState::Ready, "");
+                self.send(node, Out::Heartbeat(v1::HeartbeatAck {}));
+            }
+            Some(In::Report(report)) => self.gather(report),
+            Some(In::Description(description)) => self.describe(&view, node, description.into()),
+            None => tracing::debug!(node.id = %node, "message of an unknown kind passed over"),
+        }
+    }
+
+    fn greet(&mut self, view: &Snapshot, node: NodeId, hello: v1::Hello) {
+        tracing::info!(node.id = %node, "node connected");
+        let heartbeat_ms = view.cluster().map_or(0, |c| c.spec.dispatcher_heartbeat.0);
+        let protocol = wire::PROTOCOL;
+        self.send(node, Out::Welcome(v1::Welcome { protocol, heartbeat_ms }));
+        if let Some(description) = hello.description {
+            self.describe(view, node, description.into());
+        }
+        self.set_status(view, node, NodeState::Ready, "");
+        if let Some(session) = self.sessions.get_mut(&node) {
+            session.greeted = true;
+        }
+        self.dirty.insert(node);
+        self.flush_soon();
+    }
+
+    fn describe(&mut self, view: &Snapshot, node: NodeId, mut description: NodeDescription) {
+        description.images.truncate(types::limits::REPORTED_IMAGES_MAX);
+        description.images.sort();
+        if view.node(node).is_some_and(|known| known.description != description) {
+            self.descriptions.insert(node, description);
+            self.flush_soon();
+        }
+    }
+
+    fn set_status(&mut self, view: &Snapshot, node: NodeId, state: NodeState, message: &str) {
+        let Some(known) = view.node(node) else { return };
+        let address = self.sessions.get(&node).map(|session| session.address.clone());
+        let address = address.unwrap_or_else(|| known.status.address.clone());
+        let status = NodeStatus { state, message: message.to_owned(), address };
+        if known.status != status {
+            self.statuses.insert(node, status);
+            self.flush_soon();
+        } else {
+            self.statuses.remove(&node);
+        }
+    }
+
+    fn gather(&mut self, report: v1::StatusReport) {
+        for task in report.tasks {
+            let id = wire::id::<TaskId>(&task.task, "task");
+            let status = task.status.unwrap_or_default().try_into();
+            match (id, status) {
+                (Ok(id), Ok(status)) => {
+                    let status: TaskStatus = status;
+                    let newer =
+                        self.reports.get(&id).is_none_or(|known| known.state <= status.state);
+                    if newer {
+                        self.reports.insert(id, status);
+                    }
+                }
+                (Err(fault), _) | (_, Err(fault)) => {
+                    tracing::warn!(%fault, "report passed over");
+                }
+            }
+        }
+        self.flush_soon();
+    }
+
+    fn send(&mut self, node: NodeId, out: Out) {
+        let kept = self.sessions.get(&node).is_none_or(|session| session.send(out));
+        if !kept {
+            tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
+            self.sessions.remove(&node);
+        }
+    }
+
+    fn flush_soon(&mut self) {
+        let soon = Millis(self.clock.monotonic().0 + self.timing.coalesce_period.0);
+        self.flush_at = Some(self.flush_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    /// Marks the nodes that an event concerns: by index, whatever their number.
+    fn mark(&mut self, batch: &Batch) {
+        if !self.leading {
+            return;
+        }
+        match batch {
+            Batch::Events(batches) => {
+                for event in batches.iter().flat_map(|events| events.iter()) {
+                    self.mark_event(event);
+                }
+            }
+            Batch::Resync | Batch::Closed => self.dirty.extend(self.sessions.keys()),
+        }
+        if !self.dirty.is_empty() {
+            self.flush_soon();
+        }
+    }
+
+    fn mark_event(&mut self, event: &Event) {
+        match event {
+            Event::Task { node, .. } => self.dirty.extend(*node),
+            Event::Cluster => self.dirty.extend(self.sessions.keys()),
+            Event::Node(id) => {
+                let view = self.store.snapshot();
+                let Some(node) = view.node(*id) else {
+                    self.sessions.remove(id);
+                    self.liveness.forget(*id);
+                    return;
+                };
+                if node.manager.is_some() {
+                    // Every node knows all managers.
+                    self.dirty.extend(self.sessions.keys());
+                }
+                self.dirty.insert(*id);
+                if node.status.state != NodeState::Down {
+                    self.liveness.watch(*id, self.clock.monotonic(), grace(&view));
+                }
+            }
+            Event::Service(_) => {}
+        }
+    }
+
+    async fn on_timer(&mut self) {
+        let now = self.clock.monotonic();
+        let view = self.store.snapshot();
+        for node in self.liveness.expire(now) {
+            tracing::warn!(node.id = %node, "node is down: no heartbeat within the grace");
+            self.sessions.remove(&node);
+            self.set_status(&view, node, NodeState::Down, "heartbeat failure");
+        }
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.flush_at = None;
+            self.tell(&view);
+            self.store_gathered(&view).await;
+        }
+    }
+
+    fn tell(&mut self, view: &Snapshot) {
+        for node in std::mem::take(&mut self.dirty) {
+            let Some(session) = self.sessions.get_mut(&node) else { continue };
+            if session.greeted && !session.update(view, node) {
+                tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
+                self.sessions.remove(&node);
+            }
+        }
+    }
+
+    /// Stores what the nodes said. What is refused was about something that is gone.
+    async fn store_gathered(&mut self, view: &Snapshot) {
+        let atoms = self.take_gathered(view);
+        if atoms.is_empty() {
+            return;
+        }
+        let proposal = Proposal { time: self.clock.now(), atoms };
+        match self.store.propose(proposal).await {
+            Ok(Applied { .. }) => {}
+            Err(ProposeError::NotLeader { .. }) => {}
+            Err(error) => {
+                // The nodes repeat what was lost when their sessions start anew.
+                tracing::warn!(%error, "reports could not be stored, sessions start anew");
+                self.sessions.clear();
+            }
+        }
+    }
+
+    fn take_gathered(&mut self, view: &Snapshot) -> Vec<ChangeSet> {
+        let mut atoms = Vec::new();
+        let exists = |node: &NodeId| view.node(*node).is_some();
+        for (id, description) in std::mem::take(&mut self.descriptions) {
+            if exists(&id) {
+                let description = Box::new(description);
+                atoms.push(dispatch_atom(Change::DescribeNode { id, description }));
+            }
+        }
+        for (id, status) in std::mem::take(&mut self.statuses) {
+            if exists(&id) {
+                atoms.push(dispatch_atom(Change::SetNodeStatus { id, status }));
+            }
+        }
+        let mut reports = Vec::new();
+        while reports.len() < REPORTS_PER_PROPOSAL_MAX {
+            let Some(report) = self.reports.pop_first() else { break };
+            reports.push(report);
+        }
+        if !self.reports.is_empty() {
+            self.flush_soon();
+        }
+        if !reports.is_empty() {
+            atoms.push(dispatch_atom(Change::ReportTasks(reports)));
+        }
+        atoms
+    }
+
+    fn subscribe(&mut self, wanted: &v1::LogSubscription, tasks: &[TaskId]) -> Reached {
+        let (view, mut reached) = (self.store.snapshot(), Reached::default());
+        let Ok(id) = wire::id::<base::Id>(&wanted.id, "id") else { return reached };
+        if self.subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            return reached;
+        }
+        let mut by_node: BTreeMap<NodeId, Vec<TaskId>> = BTreeMap::new();
+        for task in tasks.iter().filter_map(|id| view.task(*id)) {
+            if let Some(node) = task.node {
+                by_node.entry(node).or_default().push(task.id);
+            }
+        }
+        for (node, tasks) in by_node {
+            let tasks = tasks.iter().map(|id| wire::bytes_of(id.0)).collect();
+            let message = v1::LogSubscription { tasks, ..wanted.clone() };
+            let session = self.sessions.get(&node).filter(|session| session.greeted);
+            match session.is_some_and(|session| session.send(Out::Subscribe(message))) {
+                true => reached.nodes.push(node),
+                false => reached.away.push(node),
+            }
+        }
+        self.subscriptions.insert(id, reached.nodes.iter().copied().collect());
+        reached
+    }
+
+    fn unsubscribe(&mut self, id: base::Id) {
+        for node in self.subscriptions.remove(&id).unwrap_or_default() {
+            self.send(node, Out::Unsubscribe(v1::LogUnsubscribe { id: wire::bytes_of(id) }));
+        }
+    }
+}
+
+fn dispatch_atom(change: Change) -> ChangeSet {
+    ChangeSet::one(Author::Dispatch, change)
+}
+
+/// From the last heartbeat until a node is down: never less than two heartbeats.
+fn grace(view: &Snapshot) -> Millis {
+    let spec = view.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
+    spec.down_grace.max(Millis(spec.dispatcher_heartbeat.0.saturating_mul(2)))
+}
+
+/// Carries a session's messages into the loop, until either is gone.
+async fn read_session(
+    node: NodeId,
+    session: u64,
+    mut rx: mpsc::Receiver<NodeMessage>,
+    handle: DispatcherHandle,
+) {
+    while let Some(message) = rx.recv().await {
+        let message = Message::FromNode { node, session, message: Box::new(message) };
+        if handle.inbox.send(message).await.is_err() {
+            return;
+        }
+    }
+    let _ = handle.inbox.send(Message::Detached { node, session }).await;
+}
