@@ -138,7 +138,9 @@ mod tests {
         // The applet is chosen by the first argument only when the name is busybox.
         let out = out.unwrap();
         assert!(!out.stderr.is_empty() || out.stdout == b"hi\n");
-        assert!(fs::OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write(b"x")).is_err());
+        assert!(
+            fs::OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write(b"x")).is_err()
+        );
 
         let mounted = mounted_copy(Path::new("/bin/busybox"), dir.path()).unwrap();
         assert!(fs::OpenOptions::new().write(true).open(&mounted).is_err());

@@ -152,7 +152,8 @@ mod tests {
         let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         // The default set as the kernel prints it for a docker container.
         let default = 0xa804_25fb;
-        let cases: Vec<(Vec<String>, Vec<String>, Result<u64, String>)> = vec![
+        type Case = (Vec<String>, Vec<String>, Result<u64, String>);
+        let cases: Vec<Case> = vec![
             (vec![], vec![], Ok(default)),
             (names(&["NET_ADMIN"]), vec![], Ok(default | bit("NET_ADMIN"))),
             (names(&["cap_net_admin"]), vec![], Ok(default | bit("NET_ADMIN"))),

@@ -47,10 +47,16 @@ pub(crate) struct ContainerRecord {
 pub(crate) enum Phase {
     Created,
     Starting,
-    Running { pid: u32, started_at: Timestamp },
+    Running {
+        pid: u32,
+        started_at: Timestamp,
+    },
     Exited(Exit),
     /// Its program never ran.
-    Failed { error: RuntimeError, exit: Exit },
+    Failed {
+        error: RuntimeError,
+        exit: Exit,
+    },
     Lost,
 }
 
@@ -406,10 +412,9 @@ pub(crate) fn observe_phase(
         };
     }
     match files::read_record::<StateRecord>(&run_dir.join(files::STATE)) {
-        Ok(Some(state)) => Phase::Running {
-            pid: state.container.pid,
-            started_at: Timestamp(state.started_at_ms),
-        },
+        Ok(Some(state)) => {
+            Phase::Running { pid: state.container.pid, started_at: Timestamp(state.started_at_ms) }
+        }
         _ => Phase::Starting,
     }
 }

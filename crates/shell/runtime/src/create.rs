@@ -145,8 +145,7 @@ fn write_directories(
     let run_dir = &launch.run_dir;
     make_dir(run_dir).map_err(io_failed("make the container's run directory", run_dir))?;
     let dir = inner.container_dir(&config.id);
-    let place =
-        Place { dir: &dir, cgroup: &record.cgroup, swap_limit: swap_can_be_limited(inner) };
+    let place = Place { dir: &dir, cgroup: &record.cgroup, swap_limit: swap_can_be_limited(inner) };
     let spec = build_spec(config, program, &place)?;
     let staging = inner.store.ingest_path()?;
     let written = write_files(&staging, config, record, launch)

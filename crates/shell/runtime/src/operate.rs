@@ -10,9 +10,7 @@ use std::time::Duration;
 use base::Millis;
 use bytes::Bytes;
 use futures::StreamExt;
-use ports::runtime::{
-    BoxStream, LogLine, LogOptions, PullItem, RegistryAuth, RuntimeError,
-};
+use ports::runtime::{BoxStream, LogLine, LogOptions, PullItem, RegistryAuth, RuntimeError};
 use shim::files;
 use shim::proto::Request;
 use tokio::io::AsyncWriteExt;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
-    LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 use ports::runtime::{ContainerConfig, RuntimeError};
 
@@ -185,10 +185,7 @@ fn namespaces(config: &ContainerConfig) -> Result<Vec<LinuxNamespace>, OciSpecEr
     Ok(all)
 }
 
-fn resources(
-    config: &ContainerConfig,
-    place: &Place<'_>,
-) -> Result<LinuxResources, OciSpecError> {
+fn resources(config: &ContainerConfig, place: &Place<'_>) -> Result<LinuxResources, OciSpecError> {
     let deny_all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
     let mut resources = LinuxResourcesBuilder::default().devices(vec![deny_all]);
     if config.cpu_nanos > 0 {

@@ -210,8 +210,7 @@ mod tests {
         let name = format!("/shoal-test-{}/deep/er", std::process::id());
         let path = Path::new(&name);
         let top = Path::new(name.split_at(name.find("/deep").unwrap()).0);
-        let base =
-            if cgroups.unified { cgroups.root.clone() } else { cgroups.root.join("pids") };
+        let base = if cgroups.unified { cgroups.root.clone() } else { cgroups.root.join("pids") };
         let dir = base.join(path.strip_prefix("/").unwrap());
         fs::create_dir_all(&dir).unwrap();
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();

@@ -69,7 +69,8 @@ pub(crate) fn start(
         .map_err(step("mount the root filesystem"))?;
     let user = prepare_spec(dir, launch, &rootfs)?;
     let pipes = Pipes::new(&user).map_err(step("make the output pipes"))?;
-    let filter = Rc::new(read_filter(&launch.seccomp).map_err(step("read the system call filter"))?);
+    let filter =
+        Rc::new(read_filter(&launch.seccomp).map_err(step("read the system call filter"))?);
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|e| step("make a pipe")(e.into()))?;
     let executor = ContainerExecutor {
         capabilities: launch.capabilities,
@@ -130,13 +131,9 @@ fn prepare_spec(dir: &Path, launch: &Launch, rootfs: &Path) -> Result<User, Star
         let text = root.read_text(Path::new(path)).map_err(io_step("read the image's users"))?;
         Ok::<_, StartFailure>(text.unwrap_or_default())
     };
-    let user = resolve_user(
-        &launch.user,
-        &launch.groups,
-        &text("etc/passwd")?,
-        &text("etc/group")?,
-    )
-    .map_err(|error| StartFailure::new(FailureKind::User, error.to_string()))?;
+    let user =
+        resolve_user(&launch.user, &launch.groups, &text("etc/passwd")?, &text("etc/group")?)
+            .map_err(|error| StartFailure::new(FailureKind::User, error.to_string()))?;
 
     let mut spec = Spec::load(dir.join(files::SPEC))
         .map_err(|error| StartFailure::step("read the configuration", &error))?;

@@ -101,10 +101,8 @@ fn default_program() -> Vec<Insn> {
     ];
     for (major, minor) in CHARACTER_DEVICES {
         match minor {
-            Some(minor) => program.extend([
-                jump(JUMP_NOT_EQUAL, R4, *major, 3),
-                jump(JUMP_NOT_EQUAL, R5, *minor, 2),
-            ]),
+            Some(minor) => program
+                .extend([jump(JUMP_NOT_EQUAL, R4, *major, 3), jump(JUMP_NOT_EQUAL, R5, *minor, 2)]),
             None => program.push(jump(JUMP_NOT_EQUAL, R4, *major, 2)),
         }
         program.extend([alu(MOV, R0, 0, 1), EXIT]);

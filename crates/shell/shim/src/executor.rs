@@ -126,15 +126,31 @@ impl ContainerExecutor {
         let mut poll = libc::pollfd { fd: self.failure_writer, events: 0, revents: 0 };
         // SAFETY: one live structure, and the count says one.
         check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
-        if poll.revents & libc::POLLERR == 0 { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        if poll.revents & libc::POLLERR == 0 {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
     }
 }
 
 /// Ignored signals and the mask survive exec, so they are set back to what a program expects.
+/// The raw call, because the C library keeps two signals to itself.
 fn reset_signals() -> io::Result<()> {
+    // The kernel's structure: handler, flags, restorer, mask; all zero is the default action.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: sets the default action; refused for those that cannot be changed, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure is live and as large as the kernel's; refused for the two signals
+        // that cannot be changed, which is fine.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8,
+            )
+        };
     }
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
@@ -197,11 +213,7 @@ fn set_capabilities(keep: u64) -> io::Result<()> {
     }
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
-    let half = |bits: u64| Data {
-        effective: bits as u32,
-        permitted: bits as u32,
-        inheritable: 0,
-    };
+    let half = |bits: u64| Data { effective: bits as u32, permitted: bits as u32, inheritable: 0 };
     let data = [half(keep), half(keep >> 32)];
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong)?;
     prctl(libc::PR_SET_KEEPCAPS, 0)?;
@@ -217,10 +229,9 @@ fn find_program(name: &str, path: &str) -> Result<String, ExecFailure> {
     }
     if name.contains('/') {
         return check_program(name).map(|()| name.to_owned()).map_err(|error| match error {
-            ProgramError::Stat(error) => ExecFailure::new(
-                127,
-                format!("exec: {name:?}: stat {name}: {}", os_text(&error)),
-            ),
+            ProgramError::Stat(error) => {
+                ExecFailure::new(127, format!("exec: {name:?}: stat {name}: {}", os_text(&error)))
+            }
             ProgramError::Directory => {
                 ExecFailure::new(126, format!("exec: {name:?}: is a directory"))
             }

@@ -258,10 +258,7 @@ mod tests {
 
     /// Frames as the first release wrote them. Never change a line; add new ones.
     fn recorded_requests_v1() -> Vec<(&'static str, Request)> {
-        vec![
-            ("06000000 01 01 0f000000", Request::Signal(15)),
-            ("02000000 01 02", Request::KillAll),
-        ]
+        vec![("06000000 01 01 0f000000", Request::Signal(15)), ("02000000 01 02", Request::KillAll)]
     }
 
     fn recorded_reports_v1() -> Vec<(&'static str, Report)> {

@@ -26,13 +26,16 @@ pub(crate) fn leave_mount_namespace() -> io::Result<()> {
 
 /// Mounts `layers` (relative to `layers_dir`, lowest first) with an upper directory below `dir` on
 /// `dir/rootfs`. Nothing of it is reused after a crash, hence `volatile`.
-pub(crate) fn mount_overlay(layers_dir: &Path, layers: &[String], dir: &Path) -> io::Result<PathBuf> {
+pub(crate) fn mount_overlay(
+    layers_dir: &Path,
+    layers: &[String],
+    dir: &Path,
+) -> io::Result<PathBuf> {
     std::env::set_current_dir(layers_dir)?;
     let rootfs = dir.join(crate::files::ROOTFS);
     let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
     let upper = dir.join("upper");
     let work = dir.join("work");
-    let flags = MsFlags::MS_NODEV;
     let data = |options: &str| {
         format!(
             "lowerdir={},upperdir={},workdir={}{options}",
@@ -42,7 +45,8 @@ pub(crate) fn mount_overlay(layers_dir: &Path, layers: &[String], dir: &Path) ->
         )
     };
     let attempt = |options: &str| {
-        mount(Some("overlay"), &rootfs, Some("overlay"), flags, Some(data(options).as_str()))
+        let data = data(options);
+        mount(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
     };
     let result = match attempt(",volatile") {
         // Kernels before 5.10.
@@ -168,9 +172,10 @@ pub fn resolve_user(
     let (name, primary) = user.split_once(':').unwrap_or((user, ""));
     let name = if name.is_empty() { "0" } else { name };
     let number = parse_number(name)?;
-    let entry = passwd.lines().filter_map(parse_passwd).find(|entry| {
-        entry.name == name || number.is_some_and(|number| entry.uid == number)
-    });
+    let entry = passwd
+        .lines()
+        .filter_map(parse_passwd)
+        .find(|entry| entry.name == name || number.is_some_and(|number| entry.uid == number));
     let mut resolved = match (&entry, number) {
         (Some(entry), _) => User { uid: entry.uid, gid: entry.gid, groups: Vec::new() },
         (None, Some(uid)) => User { uid, gid: 0, groups: Vec::new() },

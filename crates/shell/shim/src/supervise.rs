@@ -303,13 +303,10 @@ impl Shim {
             std::thread::sleep(Duration::from_millis(5));
         }
         let group = &self.launch.cgroup;
-        let cleaned = self
-            .cgroups
-            .kill(group, CLEAN_LIMIT)
-            .and_then(|()| {
-                while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
-                self.cgroups.remove(group, CLEAN_LIMIT)
-            });
+        let cleaned = self.cgroups.kill(group, CLEAN_LIMIT).and_then(|()| {
+            while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
+            self.cgroups.remove(group, CLEAN_LIMIT)
+        });
         if let Err(error) = cleaned {
             eprintln!("shoal shim: remove the container's groups: {error}");
         }

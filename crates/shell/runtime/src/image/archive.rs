@@ -193,7 +193,10 @@ struct Index {
 
 #[derive(Clone)]
 enum Place {
-    Bytes { offset: u64, size: u64 },
+    Bytes {
+        offset: u64,
+        size: u64,
+    },
     /// Old archives link equal layers to each other.
     Link(String),
 }

@@ -48,9 +48,11 @@ pub(crate) async fn pull(
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(refused("pull the image", "manifest and configuration differ in layers"));
     }
-    let pairs: Vec<_> = manifest.layers.iter().cloned().zip(config.rootfs.diff_ids.clone()).collect();
+    let pairs: Vec<_> =
+        manifest.layers.iter().cloned().zip(config.rootfs.diff_ids.clone()).collect();
     let downloads = pairs.into_iter().map(|(layer, diff_id)| {
-        let (session, store, progress) = (Arc::clone(&session), Arc::clone(store), progress.clone());
+        let (session, store, progress) =
+            (Arc::clone(&session), Arc::clone(store), progress.clone());
         async move { session.layer(store, layer, diff_id, progress).await }
     });
     let mut sizes = futures::stream::iter(downloads).buffer_unordered(LAYERS_AT_ONCE);
@@ -131,12 +133,11 @@ impl Session {
         }
         if is_index(&bytes) {
             let index: ManifestIndex = self.parse(&bytes)?;
-            let chosen = choose_platform(&index.manifests).ok_or_else(|| {
-                RuntimeError::ImageMissing {
+            let chosen =
+                choose_platform(&index.manifests).ok_or_else(|| RuntimeError::ImageMissing {
                     reference: self.text.clone(),
                     detail: format!(": it has no variant for linux/{}", architecture()),
-                }
-            })?;
+                })?;
             let pinned = self.reference.clone_with_digest(chosen.digest.clone());
             let (bytes, actual) = self.manifest_bytes(&pinned).await?;
             if actual != chosen.digest {
@@ -274,8 +275,7 @@ impl Session {
         offset: &mut u64,
         progress: &impl Fn(u64),
     ) -> Result<(), Download> {
-        let blob =
-            OciDescriptor { digest: descriptor.digest.clone(), ..OciDescriptor::default() };
+        let blob = OciDescriptor { digest: descriptor.digest.clone(), ..OciDescriptor::default() };
         let response = self
             .client
             .pull_blob_stream_partial(&self.reference, &blob, *offset, None)
@@ -432,9 +432,10 @@ fn is_missing(error: &OciDistributionError) -> bool {
     use OciErrorCode::{BlobUnknown, ManifestUnknown, NameUnknown, NotFound};
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|e| {
-            matches!(e.code, ManifestUnknown | NameUnknown | NotFound | BlobUnknown)
-        }),
+        OciDistributionError::RegistryError { envelope, .. } => envelope
+            .errors
+            .iter()
+            .any(|e| matches!(e.code, ManifestUnknown | NameUnknown | NotFound | BlobUnknown)),
         OciDistributionError::ServerError { code, .. } => *code == 404,
         _ => false,
     }

@@ -14,7 +14,10 @@ use crate::fail::invalid;
 pub(crate) enum Wanted {
     /// `sha256:…` of a configuration, or at least [`SHORT_ID_MIN`] of its first digits; these may
     /// also be a name.
-    IdOrName { id_prefix: String, name: Option<Name> },
+    IdOrName {
+        id_prefix: String,
+        name: Option<Name>,
+    },
     Name(Name),
 }
 

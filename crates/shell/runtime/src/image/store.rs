@@ -206,10 +206,8 @@ impl ImageStore {
         force: bool,
         in_use: impl Fn(&str) -> Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
-        let missing = || RuntimeError::ImageMissing {
-            reference: text.to_owned(),
-            detail: String::new(),
-        };
+        let missing =
+            || RuntimeError::ImageMissing { reference: text.to_owned(), detail: String::new() };
         let mut image = self.find(text)?.ok_or_else(missing)?;
         let by_name = match parse_wanted(text)? {
             Wanted::Name(name) => Some(name),
@@ -223,8 +221,10 @@ impl ImageStore {
             None if image.references.len() > 1 && !force => {
                 return Err(invalid(
                     "image",
-                    format!("{text} has several names ({}); remove them or force it",
-                        image.references.join(", ")),
+                    format!(
+                        "{text} has several names ({}); remove them or force it",
+                        image.references.join(", ")
+                    ),
                 ));
             }
             None => image.untag_all(&mut lines),
@@ -312,7 +312,8 @@ impl ImageStore {
                 self.discard(&entry.path());
             }
         }
-        let recorded: BTreeSet<PathBuf> = known.layers.keys().map(|id| self.layer_dir(id)).collect();
+        let recorded: BTreeSet<PathBuf> =
+            known.layers.keys().map(|id| self.layer_dir(id)).collect();
         let dir = self.layers_dir();
         let entries = fs::read_dir(&dir).map_err(io_failed("read the layers", &dir))?;
         for path in entries.flatten().map(|entry| entry.path()) {

@@ -355,16 +355,15 @@ fn set_xattrs<R: Read>(entry: &mut Entry<'_, R>, path: &Path) -> io::Result<()> 
 
 /// Of the path's last component itself. `path` goes through a descriptor of ours.
 fn set_xattr(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {
-    let follow = path.file_name().is_some_and(|last| {
-        path.parent() == Some(Path::new("/proc/self/fd")) && !last.is_empty()
-    });
+    let follow = path
+        .file_name()
+        .is_some_and(|last| path.parent() == Some(Path::new("/proc/self/fd")) && !last.is_empty());
     let path = CString::new(path.as_os_str().as_bytes())?;
     let name = CString::new(name)?;
     let set = if follow { libc::setxattr } else { libc::lsetxattr };
     // SAFETY: path and name end with zero, the value is as long as said, all live for the call.
-    let result = unsafe {
-        set(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-    };
+    let result =
+        unsafe { set(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -106,10 +106,7 @@ fn whiteouts_become_overlay_marks() {
 fn attributes_arrive_but_for_overlays_own() {
     let archive = Layer::new()
         .xattrs(&[
-            (
-                "SCHILY.xattr.security.capability",
-                b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            ),
+            ("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
             ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
         ])
         .entry(EntryType::Regular, "ping", 0o755, b"x")
@@ -182,9 +179,7 @@ fn nothing_leaves_the_layer() {
         ("hard link", Layer::new().link(EntryType::Link, "h", file)),
         (
             "hard link through a link",
-            Layer::new()
-                .link(EntryType::Symlink, "l", out)
-                .link(EntryType::Link, "h", "l/secret"),
+            Layer::new().link(EntryType::Symlink, "l", out).link(EntryType::Link, "h", "l/secret"),
         ),
         (
             "whiteout through a link",

@@ -86,9 +86,7 @@ pub fn compile(machine: Machine, capabilities: u64) -> Vec<Instruction> {
             program.extend(branch_equal(AUDIT_ARCH_I386, compat));
         }
         Machine::Aarch64 => {
-            for (abi, arch) in
-                [(Abi::Aarch64, AUDIT_ARCH_AARCH64), (Abi::Arm, AUDIT_ARCH_ARM)]
-            {
+            for (abi, arch) in [(Abi::Aarch64, AUDIT_ARCH_AARCH64), (Abi::Arm, AUDIT_ARCH_ARM)] {
                 let mut all = vec![load(OFFSET_NUMBER)];
                 all.extend(compiled(abi));
                 program.extend(branch_equal(arch, all));
@@ -212,12 +210,16 @@ fn leaf(abi: Abi, verdict: Verdict) -> Vec<Instruction> {
             answer(RETURN_EPERM),
             answer(RETURN_ALLOW),
         ],
-        Verdict::Socket => high_word(abi, RETURN_ALLOW, &[
-            load(argument_low(0)),
-            jump(JUMP_EQUAL, AF_VSOCK, 0, 1),
-            answer(RETURN_EPERM),
-            answer(RETURN_ALLOW),
-        ]),
+        Verdict::Socket => high_word(
+            abi,
+            RETURN_ALLOW,
+            &[
+                load(argument_low(0)),
+                jump(JUMP_EQUAL, AF_VSOCK, 0, 1),
+                answer(RETURN_EPERM),
+                answer(RETURN_ALLOW),
+            ],
+        ),
         Verdict::Personality => {
             let mut rest = vec![load(argument_low(0))];
             for (at, value) in PERSONALITIES.iter().enumerate() {
@@ -235,8 +237,7 @@ fn high_word(abi: Abi, otherwise: u32, rest: &[Instruction]) -> Vec<Instruction>
     if abi.has_32_bit_arguments() {
         return rest.to_vec();
     }
-    let mut all =
-        vec![load(argument_low(0) + 4), jump(JUMP_EQUAL, 0, 1, 0), answer(otherwise)];
+    let mut all = vec![load(argument_low(0) + 4), jump(JUMP_EQUAL, 0, 1, 0), answer(otherwise)];
     all.extend_from_slice(rest);
     all
 }

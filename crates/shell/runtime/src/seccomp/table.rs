@@ -271,7 +271,7 @@ pub(crate) const SYSCALLS: &[Row] = &[
     row("pwritev2", Rule::Always, [328, 379, X32 + 547, 287, 393]),
     row("quotactl", Rule::Any(SYS_ADMIN), [179, 131, X32 + 179, 60, 131]),
     row("quotactl_fd", Rule::Any(SYS_ADMIN), [443, 443, X32 + 443, 443, 443]),
-    row("read", Rule::Always, [0, 3, X32 + 0, 63, 3]),
+    row("read", Rule::Always, [0, 3, X32, 63, 3]),
     row("readahead", Rule::Always, [187, 225, X32 + 187, 213, 225]),
     row("readlink", Rule::Always, [89, 85, X32 + 89, NONE, 85]),
     row("readlinkat", Rule::Always, [267, 305, X32 + 267, 78, 332]),

@@ -138,8 +138,13 @@ async fn bad_archives_are_refused() {
         ("empty", Vec::new()),
         ("no archive", b"hello".repeat(1000)),
         ("no image", layer(&[("readme", b"x")])),
-        ("no layer", layer(&[("manifest.json",
-            br#"[{"Config":"c","RepoTags":["bad/b:1"],"Layers":["gone"]}]"#)])),
+        (
+            "no layer",
+            layer(&[(
+                "manifest.json",
+                br#"[{"Config":"c","RepoTags":["bad/b:1"],"Layers":["gone"]}]"#,
+            )]),
+        ),
         ("another layer", swapped),
         ("cut", archive[..700].to_vec()),
     ];

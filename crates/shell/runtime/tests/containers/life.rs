@@ -35,7 +35,7 @@ async fn exit_codes_and_output_arrive() {
     let (exit, _) = host.run(&shell("b", "kill -9 $$")).await;
     // The first process of a pid namespace is immune to its own signals.
     assert_eq!(exit.code, 0);
-    let (exit, _) = host.run(&shell("c", "sh -c 'kill -SEGV $$'")).await;
+    let (exit, _) = host.run(&shell("c", "sh -c 'kill -SEGV $$'; exit $?")).await;
     assert_eq!(exit.code, 139);
 }
 
@@ -147,8 +147,11 @@ async fn the_environment_is_dockers() {
         env: vec!["OWN=1".into(), "GONE".into()],
         workdir: Some("/made/for/me".into()),
         user: Some("app".into()),
-        ..shell("a", "env; pwd; id; hostname; stat -c %u /made/for/me; echo to-dev > /dev/stdout; \
-                     cat /proc/self/cgroup /proc/self/oom_score_adj; echo pid=$$")
+        ..shell(
+            "a",
+            "env; pwd; id; hostname; stat -c %u /made/for/me; echo to-dev > /dev/stdout; \
+                     cat /proc/self/cgroup /proc/self/oom_score_adj; echo pid=$$",
+        )
     };
     let (exit, output) = host.run(&config).await;
     assert_eq!(exit.code, 0, "{output}");

@@ -37,7 +37,10 @@ async fn following_sees_every_line() {
     let config = ContainerConfig {
         log_file_bytes: 64 * 1024,
         log_files: 40,
-        ..shell("a", "while [ ! -e /go ]; do sleep 0.05; done; seq 1 20000; sleep 0.2; seq 20001 20010")
+        ..shell(
+            "a",
+            "while [ ! -e /go ]; do sleep 0.05; done; seq 1 20000; sleep 0.2; seq 20001 20010",
+        )
     };
     host.start(&config).await.unwrap();
     let stream = host.runtime.logs("a", LogOptions { follow: true, ..LogOptions::default() });
@@ -52,9 +55,10 @@ async fn following_sees_every_line() {
     assert_eq!(numbers.len(), expected.len());
     assert_eq!(numbers, expected);
     let dir = host.data_dir().join("containers/a");
-    let files = std::fs::read_dir(&dir).unwrap().flatten().filter(|entry| {
-        entry.file_name().to_string_lossy().starts_with("output.log")
-    });
+    let files = std::fs::read_dir(&dir)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("output.log"));
     assert!(files.count() > 5, "it rotated");
 
     // A reader that goes away leaves nothing behind that the container notices.

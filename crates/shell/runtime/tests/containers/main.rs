@@ -3,7 +3,7 @@
 //! Needs root. Runs on cgroup v1, hybrid and v2; arguments select tests by part of their name,
 //! `--list` prints the names.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::unwrap_used)] // A test: see the lints of the workspace.
 
 mod images;
 mod life;
@@ -24,8 +24,7 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == probe::SUBCOMMAND) {
         return probe::run(&args[1..]);
     }
-    let tests: Vec<Test> =
-        [life::TESTS, logs::TESTS, security::TESTS, images::TESTS].concat();
+    let tests: Vec<Test> = [life::TESTS, logs::TESTS, security::TESTS, images::TESTS].concat();
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in &tests {
             println!("{name}: test");
@@ -33,8 +32,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let selected =
-        tests.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(*w)));
+    let selected = tests
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(*w)));
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in selected {
         let begin = Instant::now();

@@ -135,6 +135,10 @@ impl Drop for Host {
         if let Err(error) = cleaned {
             eprintln!("clean up: {error}");
         }
+        // The parent goes with the last host; until then it is not empty.
+        for dir in cgroups.dirs(Path::new("/shoal-test")) {
+            let _ = std::fs::remove_dir(dir);
+        }
     }
 }
 
@@ -212,7 +216,13 @@ pub(crate) fn block_on(test: impl Future<Output = ()>) {
 pub(crate) fn base_layer() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for dir in ["bin", "etc", "tmp", "proc", "dev", "sys", "lib", "lib64", "usr", "usr/lib"] {
-        append(&mut layer, tar::EntryType::Directory, dir, if dir == "tmp" { 0o1777 } else { 0o755 }, b"");
+        append(
+            &mut layer,
+            tar::EntryType::Directory,
+            dir,
+            if dir == "tmp" { 0o1777 } else { 0o755 },
+            b"",
+        );
     }
     let busybox = std::fs::read("/bin/busybox").unwrap();
     append(&mut layer, tar::EntryType::Regular, "bin/busybox", 0o4755, &busybox);
