@@ -10,6 +10,11 @@ mod generated {
     pub mod v1 {
         include!("generated/shoal.v1.rs");
     }
+    pub mod agent {
+        pub mod v1 {
+            include!("generated/shoal.agent.v1.rs");
+        }
+    }
     pub mod store {
         pub mod v1 {
             include!("generated/shoal.store.v1.rs");
@@ -21,6 +26,7 @@ mod convert;
 mod log;
 
 pub use convert::{ERROR_KEY, fault_of, id, optional_id, status_of};
+pub use generated::agent::v1 as agent_v1;
 pub use generated::store::v1 as store_v1;
 pub use generated::v1;
 pub use log::{

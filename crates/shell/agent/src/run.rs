@@ -1,0 +1,648 @@
+//! The agent's loop: one session, many tasks.
+//!
+//! Owns: which tasks this node has, what is wanted of them, what has been reported.
+//! Does not know: how a step is performed; each task has a loop of its own.
+//! Invariant: an assignment older than the last one is refused; statuses are reported until a
+//! session has taken them, and all of them again in each new session.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base::{Id, IdSource, Millis};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lifecycle::{Observed, Wanted};
+use ports::runtime::{Network, Runtime};
+use ports::{Clock, Link, LinkError, SessionDialer};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use types::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, TaskStatus};
+use wire::agent_v1::{StoredNode, StoredTask};
+use wire::v1::manager_message::Message as In;
+use wire::v1::node_message::Message as Out;
+use wire::v1::{self, ManagerMessage, NodeMessage};
+
+use crate::container::TaskIdentity;
+use crate::db::{Batch, DbError, FORMAT, TaskDb};
+use crate::logs::{LogUplink, read_all};
+use crate::session::Choice;
+use crate::task::{Node, TaskLoop, Update, assigned, observed};
+
+/// Updates of task loops waiting for the agent.
+const UPDATES_MAX: usize = 1_024;
+/// Updates taken in one turn, so that one transaction carries many.
+const UPDATES_PER_TURN: usize = 512;
+/// Log uploads at a time.
+const UPLOADS_MAX: usize = 64;
+/// How long dialling and greeting may take.
+const GREETING_MAX: Millis = Millis::from_secs(10);
+/// Wait before containers are looked for again, when that failed at the start.
+const OBSERVE_RETRY: Millis = Millis::from_secs(1);
+
+/// What an agent is made of.
+pub struct Options<R, N, C, D> {
+    pub node: NodeId,
+    /// Host name, for tasks that start before a manager has named the node.
+    pub hostname: String,
+    pub runtime: R,
+    pub network: N,
+    pub clock: C,
+    pub dialer: D,
+    pub db: TaskDb,
+    pub ids: IdSource,
+    /// Addresses to try when the node's own record has none.
+    pub managers: Vec<String>,
+    pub description: watch::Receiver<NodeDescription>,
+}
+
+/// What the managers want of the node itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeOrders {
+    pub role: Option<NodeRole>,
+    pub renew_certificate: bool,
+    pub managers: Vec<String>,
+    /// A manager said that this node was removed from the cluster.
+    pub removed: bool,
+    pub connected: bool,
+}
+
+/// How the daemon talks to its agent.
+#[derive(Clone, Debug)]
+pub struct AgentHandle {
+    pub orders: watch::Receiver<NodeOrders>,
+}
+
+struct LocalTask {
+    stored: StoredTask,
+    status: TaskStatus,
+    wanted: watch::Sender<Wanted>,
+}
+
+enum Connection {
+    Waiting { until: Millis },
+    Dialling { address: String, dial: BoxFuture<'static, Dialled>, until: Millis },
+    Up(Session),
+}
+
+type Dialled = Result<Link<NodeMessage, ManagerMessage>, LinkError>;
+
+struct Session {
+    address: String,
+    link: Link<NodeMessage, ManagerMessage>,
+    heartbeat: Millis,
+    next_heartbeat: Millis,
+    heard: Millis,
+    /// Parts of a full set that has not arrived completely.
+    partial: Vec<v1::Assignments>,
+}
+
+/// The agent of one node.
+pub struct Agent<R, N, C, D> {
+    node: Arc<Node<R, N, C>>,
+    dialer: Arc<D>,
+    db: TaskDb,
+    ids: IdSource,
+    node_id: NodeId,
+    hostname: String,
+    description: watch::Receiver<NodeDescription>,
+    orders: watch::Sender<NodeOrders>,
+    updates: mpsc::Receiver<Update>,
+    tasks: BTreeMap<TaskId, LocalTask>,
+    loops: JoinSet<()>,
+    revisions: BTreeMap<(Vec<u8>, u64), v1::AssignedRevision>,
+    stored: StoredNode,
+    choice: Choice,
+    connection: Connection,
+    /// Statuses that the current session has not been given.
+    unreported: BTreeMap<TaskId, TaskStatus>,
+    uploads: BTreeMap<Id, AbortHandle>,
+    upload_tasks: JoinSet<Id>,
+}
+
+enum Cause {
+    Shutdown,
+    Timer,
+    Updates(Vec<Update>),
+    Dialled(Dialled),
+    Message(Option<ManagerMessage>),
+    Described,
+    Uploaded,
+}
+
+impl<R, N, C, D> Agent<R, N, C, D>
+where
+    R: Runtime,
+    N: Network,
+    C: Clock,
+    D: SessionDialer<NodeMessage, ManagerMessage> + LogUplink,
+{
+    /// Reads the node's own record. Nothing is started yet.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn new(options: Options<R, N, C, D>) -> Result<(Self, AgentHandle), DbError> {
+        let (_, mut stored) = options.db.load()?;
+        stored.format = FORMAT;
+        if stored.managers.is_empty() {
+            stored.managers.clone_from(&options.managers);
+        }
+        let (updates_tx, updates) = mpsc::channel(UPDATES_MAX);
+        let (orders, orders_rx) = watch::channel(NodeOrders::default());
+        let node = Node {
+            runtime: options.runtime,
+            network: options.network,
+            clock: options.clock,
+            updates: updates_tx,
+        };
+        let hostname = match stored.name.is_empty() {
+            true => options.hostname,
+            false => stored.name.clone(),
+        };
+        let agent = Self {
+            node: Arc::new(node),
+            dialer: Arc::new(options.dialer),
+            db: options.db,
+            ids: options.ids,
+            node_id: options.node,
+            hostname,
+            description: options.description,
+            orders,
+            updates,
+            tasks: BTreeMap::new(),
+            loops: JoinSet::new(),
+            revisions: BTreeMap::new(),
+            choice: Choice::new(stored.managers.clone()),
+            stored,
+            connection: Connection::Waiting { until: Millis::ZERO },
+            unreported: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            upload_tasks: JoinSet::new(),
+        };
+        Ok((agent, AgentHandle { orders: orders_rx }))
+    }
+
+    /// Adopts what runs, then serves until shutdown. Containers go on when this returns.
+    ///
+    /// # Errors
+    /// When the node's own record cannot be read or written.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> Result<(), DbError> {
+        self.adopt(&mut shutdown).await?;
+        loop {
+            let at = self.next_timer();
+            let clock = self.node.clock.clone();
+            let cause = tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => Cause::Shutdown,
+                updates = take_updates(&mut self.updates) => Cause::Updates(updates),
+                cause = next_of(&mut self.connection) => cause,
+                Ok(()) = self.description.changed() => Cause::Described,
+                Some(_) = self.upload_tasks.join_next() => Cause::Uploaded,
+                () = clock.sleep_until(at) => Cause::Timer,
+            };
+            match cause {
+                Cause::Shutdown => return Ok(()),
+                Cause::Updates(updates) => self.take(updates)?,
+                Cause::Dialled(dialled) => self.dialled(dialled),
+                Cause::Message(Some(message)) => self.hear(message)?,
+                Cause::Message(None) => self.hang_up("closed by the manager"),
+                Cause::Described => self.describe(),
+                Cause::Uploaded => self.uploads.retain(|_, upload| !upload.is_finished()),
+                Cause::Timer => self.on_timer(),
+            }
+            while self.loops.try_join_next().is_some() {}
+            self.report();
+        }
+    }
+
+    /// Takes up the tasks on record with what is there of them, and removes what belongs to none.
+    async fn adopt(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<(), DbError> {
+        let (stored, _) = self.db.load()?;
+        let seen = loop {
+            match self.node.runtime.observe().await {
+                Ok(seen) => break seen,
+                Err(error) => {
+                    tracing::error!(%error, "containers cannot be observed, trying again")
+                }
+            }
+            let at = Millis(self.node.clock.monotonic().0 + OBSERVE_RETRY.0);
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                () = self.node.clock.sleep_until(at) => {}
+            }
+        };
+        let mut found: BTreeMap<String, Observed> =
+            seen.into_iter().map(|one| (one.id, observed(&one.state))).collect();
+        for task in stored {
+            let Some(id) = task.assignment.as_ref().and_then(|a| TaskId::from_bytes(&a.task))
+            else {
+                continue;
+            };
+            let observed = found.remove(&id.to_string()).unwrap_or(Observed::Absent);
+            self.start_task(id, task, observed);
+        }
+        for id in found.into_keys() {
+            tracing::warn!(container.id = id, "container of no task, removed");
+            if let Err(error) = self.node.runtime.remove(&id).await {
+                tracing::warn!(container.id = id, %error, "container of no task could not be removed");
+            }
+        }
+        self.detach_strangers().await;
+        Ok(())
+    }
+
+    async fn detach_strangers(&self) {
+        let attached = self.node.network.observe().await.unwrap_or_default();
+        for id in attached {
+            let known = id.parse().is_ok_and(|id: TaskId| self.tasks.contains_key(&id));
+            if !known && let Err(error) = self.node.network.detach(&id).await {
+                tracing::warn!(task.id = id, %error, "network of no task could not be removed");
+            }
+        }
+    }
+
+    /// Begins a task's loop.
+    fn start_task(&mut self, id: TaskId, stored: StoredTask, observed: Observed) {
+        let (Some(assignment), Some(revision)) = (&stored.assignment, &stored.revision) else {
+            tracing::error!(task.id = %id, "task without a template passed over");
+            return;
+        };
+        let spec = revision.spec.clone().unwrap_or_default();
+        let (service, spec) = match (wire::id(&assignment.service, "service"), spec.try_into()) {
+            (Ok(service), Ok(spec)) => (service, Arc::new(spec)),
+            (Err(fault), _) | (_, Err(fault)) => {
+                tracing::error!(task.id = %id, %fault, "task that makes no sense passed over");
+                return;
+            }
+        };
+        let identity = TaskIdentity {
+            id,
+            service,
+            service_name: revision.service_name.clone(),
+            slot: match assignment.slot {
+                0 => types::Slot::Node,
+                number => types::Slot::Replica(number),
+            },
+            node: self.node_id,
+            node_name: self.hostname.clone(),
+        };
+        let status = stored.status.clone().and_then(|status| status.try_into().ok());
+        let status = status.unwrap_or_else(|| assigned(self.node.clock.now()));
+        let wanted = wanted_of(assignment.desired);
+        let (tx, rx) = watch::channel(wanted);
+        self.loops.spawn(
+            TaskLoop {
+                node: Arc::clone(&self.node),
+                identity,
+                spec,
+                status: status.clone(),
+                observed,
+                wanted: rx,
+            }
+            .run(),
+        );
+        self.tasks.insert(id, LocalTask { stored, status, wanted: tx });
+    }
+
+    fn next_timer(&self) -> Millis {
+        match &self.connection {
+            Connection::Waiting { until } | Connection::Dialling { until, .. } => *until,
+            Connection::Up(session) => {
+                let silent = Millis(session.heard.0 + session.heartbeat.0 * 3);
+                session.next_heartbeat.min(silent)
+            }
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let now = self.node.clock.monotonic();
+        match &mut self.connection {
+            Connection::Waiting { until } if *until <= now => self.dial(now),
+            Connection::Dialling { until, .. } if *until <= now => self.hang_up("no answer"),
+            Connection::Up(session) => {
+                if Millis(session.heard.0 + session.heartbeat.0 * 3) <= now {
+                    return self.hang_up("the manager is silent");
+                }
+                if session.next_heartbeat <= now {
+                    session.next_heartbeat = Millis(now.0 + session.heartbeat.0);
+                    self.send(Out::Heartbeat(v1::Heartbeat {}));
+                }
+            }
+            Connection::Waiting { .. } | Connection::Dialling { .. } => {}
+        }
+    }
+
+    fn dial(&mut self, now: Millis) {
+        let until = Millis(now.0 + GREETING_MAX.0);
+        let Some(address) = self.choice.address() else {
+            self.connection = Connection::Waiting { until };
+            return;
+        };
+        let (dialer, to) = (Arc::clone(&self.dialer), address.clone());
+        let dial = async move { dialer.dial(&to).await }.boxed();
+        self.connection = Connection::Dialling { address, dial, until };
+    }
+
+    fn dialled(&mut self, dialled: Dialled) {
+        let Connection::Dialling { address, .. } = &self.connection else { return };
+        let address = address.clone();
+        match dialled {
+            Ok(link) => {
+                let now = self.node.clock.monotonic();
+                let heartbeat = types::limits::HEARTBEAT_DEFAULT;
+                self.connection = Connection::Up(Session {
+                    address,
+                    link,
+                    heartbeat,
+                    next_heartbeat: Millis(now.0 + heartbeat.0),
+                    heard: now,
+                    partial: Vec::new(),
+                });
+                self.greet();
+            }
+            Err(error) => {
+                if let LinkError::Refused { problem, .. } = &error
+                    && problem.contains("was removed from swarm")
+                {
+                    self.orders.send_modify(|orders| orders.removed = true);
+                }
+                self.hang_up(&error.to_string());
+            }
+        }
+    }
+
+    fn greet(&mut self) {
+        let description = (&*self.description.borrow_and_update()).into();
+        let (epoch, index) = (self.stored.epoch, self.stored.index);
+        let hello =
+            v1::Hello { protocol: wire::PROTOCOL, description: Some(description), epoch, index };
+        self.send(Out::Hello(hello));
+        // Everything is reported anew: what the last session took may not have been stored.
+        self.unreported = self.tasks.iter().map(|(id, task)| (*id, task.status.clone())).collect();
+    }
+
+    fn describe(&mut self) {
+        let description = (&*self.description.borrow_and_update()).into();
+        if matches!(self.connection, Connection::Up(_)) {
+            self.send(Out::Description(description));
+        }
+    }
+
+    fn send(&mut self, out: Out) {
+        let message = NodeMessage { message: Some(out) };
+        if let Connection::Up(session) = &self.connection
+            && session.link.tx.try_send(message).is_err()
+        {
+            self.hang_up("the manager does not take messages");
+        }
+    }
+
+    fn hang_up(&mut self, why: &str) {
+        let wait = self.choice.failed(&mut self.ids);
+        tracing::debug!(why, "no session with a manager");
+        let until = Millis(self.node.clock.monotonic().0 + wait.0);
+        self.connection = Connection::Waiting { until };
+        self.uploads.values().for_each(AbortHandle::abort);
+        self.uploads.clear();
+        self.orders.send_if_modified(|orders| std::mem::take(&mut orders.connected));
+    }
+
+    fn hear(&mut self, message: ManagerMessage) -> Result<(), DbError> {
+        let now = self.node.clock.monotonic();
+        if let Connection::Up(session) = &mut self.connection {
+            session.heard = now;
+        }
+        match message.message {
+            Some(In::Welcome(welcome)) => {
+                self.choice.succeeded();
+                self.set_heartbeat(welcome.heartbeat_ms);
+                self.orders.send_modify(|orders| orders.connected = true);
+            }
+            Some(In::Redirect(redirect)) => {
+                self.choice.redirected(redirect.leader);
+                self.hang_up("sent to another manager");
+            }
+            Some(In::Directive(directive)) => self.direct(directive)?,
+            Some(In::Assignments(assignments)) => self.assign(assignments)?,
+            Some(In::Subscribe(subscription)) => self.upload(subscription),
+            Some(In::Unsubscribe(end)) => {
+                let upload = Id::from_bytes(&end.id).and_then(|id| self.uploads.remove(&id));
+                upload.inspect(AbortHandle::abort);
+            }
+            Some(In::Heartbeat(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    fn set_heartbeat(&mut self, millis: u64) {
+        let now = self.node.clock.monotonic();
+        if let Connection::Up(session) = &mut self.connection
+            && millis > 0
+        {
+            session.heartbeat = Millis(millis);
+            session.next_heartbeat = session.next_heartbeat.min(Millis(now.0 + millis));
+        }
+    }
+
+    fn direct(&mut self, directive: v1::Directive) -> Result<(), DbError> {
+        self.set_heartbeat(directive.heartbeat_ms);
+        let learned = self.choice.learn(directive.managers.clone());
+        if learned || self.stored.name != directive.node_name {
+            self.stored.managers = self.choice.managers().to_vec();
+            self.stored.name.clone_from(&directive.node_name);
+            self.hostname = directive.node_name;
+            let batch = Batch { node: Some(self.stored.clone()), ..Batch::default() };
+            self.db.write(&batch)?;
+        }
+        let role = match directive.role {
+            1 => Some(NodeRole::Worker),
+            2 => Some(NodeRole::Manager),
+            _ => None,
+        };
+        let managers = self.choice.managers().to_vec();
+        self.orders.send_if_modified(|orders| {
+            let new = NodeOrders {
+                role,
+                renew_certificate: directive.renew_certificate,
+                managers,
+                removed: false,
+                connected: true,
+            };
+            std::mem::replace(orders, new.clone()) != new
+        });
+        Ok(())
+    }
+
+    /// Gathers the parts of a set, then acts on it as a whole.
+    fn assign(&mut self, assignments: v1::Assignments) -> Result<(), DbError> {
+        let Connection::Up(session) = &mut self.connection else { return Ok(()) };
+        let more = assignments.more;
+        session.partial.push(assignments);
+        if more {
+            return Ok(());
+        }
+        let parts = std::mem::take(&mut session.partial);
+        let Some(last) = parts.last() else { return Ok(()) };
+        let (epoch, index, full) = (last.epoch, last.index, last.full);
+        if (epoch, index) < (self.stored.epoch, self.stored.index) {
+            tracing::warn!(raft.index = index, "assignments older than the last ones, refused");
+            return Ok(());
+        }
+        (self.stored.epoch, self.stored.index) = (epoch, index);
+        let mut batch = Batch { node: Some(self.stored.clone()), ..Batch::default() };
+        let (mut named, mut complete) = (Vec::new(), true);
+        let mut removed: Vec<TaskId> = Vec::new();
+        for part in parts {
+            for revision in part.revisions {
+                let key = (revision.service.to_vec(), revision.revision);
+                self.revisions.insert(key, revision);
+            }
+            removed.extend(part.removed.iter().filter_map(|id| TaskId::from_bytes(id)));
+            for task in part.tasks {
+                let staged = self.stage(task, &mut batch);
+                complete &= staged.is_some();
+                named.extend(staged);
+            }
+        }
+        if !complete {
+            // A new session brings everything again, templates included.
+            self.hang_up("an assignment came without its template");
+            return Ok(());
+        }
+        if full {
+            named.sort();
+            let gone = |id: &&TaskId| named.binary_search(id).is_err();
+            removed.extend(self.tasks.keys().filter(gone));
+        }
+        self.db.write(&batch)?;
+        self.act(&batch, &removed);
+        Ok(())
+    }
+
+    /// Records one assignment; what it means is done once it is on disk.
+    fn stage(&self, assignment: v1::TaskAssignment, batch: &mut Batch) -> Option<TaskId> {
+        let id = TaskId::from_bytes(&assignment.task)?;
+        let stored = match self.tasks.get(&id) {
+            Some(known) => StoredTask { assignment: Some(assignment), ..known.stored.clone() },
+            None => {
+                let key = (assignment.service.to_vec(), assignment.revision);
+                let revision = self.revisions.get(&key).cloned();
+                if revision.is_none() {
+                    tracing::error!(task.id = %id, "assignment without its template passed over");
+                    return None;
+                }
+                StoredTask { format: FORMAT, assignment: Some(assignment), revision, status: None }
+            }
+        };
+        batch.put.push((id, stored));
+        Some(id)
+    }
+
+    fn act(&mut self, batch: &Batch, removed: &[TaskId]) {
+        for (id, stored) in &batch.put {
+            let desired = stored.assignment.as_ref().map_or(0, |assignment| assignment.desired);
+            match self.tasks.get_mut(id) {
+                Some(task) => {
+                    task.stored = stored.clone();
+                    task.wanted.send_replace(wanted_of(desired));
+                }
+                None => self.start_task(*id, stored.clone(), Observed::Absent),
+            }
+        }
+        for id in removed {
+            if let Some(task) = self.tasks.get(id) {
+                task.wanted.send_replace(Wanted::Gone);
+            }
+        }
+        let used: std::collections::BTreeSet<(Vec<u8>, u64)> = self
+            .tasks
+            .values()
+            .filter_map(|task| task.stored.assignment.as_ref())
+            .map(|assignment| (assignment.service.to_vec(), assignment.revision))
+            .collect();
+        // A manager sends a revision once a session: those in use now are kept for it.
+        if self.revisions.len() > used.len() + REVISIONS_SPARE {
+            self.revisions.retain(|key, _| used.contains(key));
+        }
+    }
+
+    fn take(&mut self, updates: Vec<Update>) -> Result<(), DbError> {
+        let mut batch = Batch::default();
+        for update in updates {
+            match update {
+                Update::Status(id, status) => {
+                    let Some(task) = self.tasks.get_mut(&id) else { continue };
+                    task.status = status.clone();
+                    task.stored.status = Some((&status).into());
+                    batch.put.push((id, task.stored.clone()));
+                    self.unreported.insert(id, status);
+                }
+                Update::Forgotten(id) => {
+                    self.tasks.remove(&id);
+                    self.unreported.remove(&id);
+                    batch.delete.push(id);
+                }
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.db.write(&batch) }
+    }
+
+    /// Gives the session what it does not have.
+    fn report(&mut self) {
+        if self.unreported.is_empty() || !matches!(self.connection, Connection::Up(_)) {
+            return;
+        }
+        let tasks = std::mem::take(&mut self.unreported)
+            .iter()
+            .map(|(id, status)| v1::TaskReport {
+                task: wire::bytes_of(id.0),
+                status: Some(status.into()),
+            })
+            .collect();
+        self.send(Out::Report(v1::StatusReport { tasks, complete: false }));
+    }
+
+    fn upload(&mut self, subscription: v1::LogSubscription) {
+        let Connection::Up(session) = &self.connection else { return };
+        let Some(id) = Id::from_bytes(&subscription.id) else { return };
+        if self.uploads.len() >= UPLOADS_MAX {
+            tracing::warn!("too many log uploads, one more refused");
+            return;
+        }
+        let (node, dialer) = (Arc::clone(&self.node), Arc::clone(&self.dialer));
+        let address = session.address.clone();
+        let upload = self.upload_tasks.spawn(async move {
+            let (tx, rx) = mpsc::channel(16);
+            let read = read_all(&node.runtime, subscription, tx);
+            tokio::join!(read, dialer.publish(&address, rx));
+            id
+        });
+        self.uploads.insert(id, upload);
+    }
+}
+
+/// Revisions kept beyond those in use.
+const REVISIONS_SPARE: usize = 1_000;
+
+fn wanted_of(desired: i32) -> Wanted {
+    // A state that this version does not know is one to stop for.
+    Wanted::Desired(TaskState::from_number(desired).unwrap_or(TaskState::Shutdown))
+}
+
+async fn take_updates(updates: &mut mpsc::Receiver<Update>) -> Vec<Update> {
+    let mut taken = Vec::new();
+    if updates.recv_many(&mut taken, UPDATES_PER_TURN).await == 0 {
+        // The agent holds a sender itself, so this is never over.
+        std::future::pending::<()>().await;
+    }
+    taken
+}
+
+/// The next thing that the connection brings; never, while it waits.
+async fn next_of(connection: &mut Connection) -> Cause {
+    match connection {
+        Connection::Waiting { .. } => std::future::pending().await,
+        Connection::Dialling { dial, .. } => Cause::Dialled(dial.await),
+        Connection::Up(session) => Cause::Message(session.link.rx.recv().await),
+    }
+}

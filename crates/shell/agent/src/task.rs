@@ -1,0 +1,258 @@
+//! One task on this node: asks the core for the next step, and performs it.
+//!
+//! Owns: performing the steps of one task, and retrying what must not fail for good.
+//! Does not know: the session, the database; it reports to the agent's loop.
+//! Invariant: a step that takes long is given up when the task is no longer wanted to run.
+
+use std::sync::Arc;
+
+use base::{Millis, Timestamp, chain};
+use futures::StreamExt;
+use lifecycle::{Observed, Step, Wanted, decide_failure, decide_step};
+use ports::Clock;
+use ports::runtime::{ContainerState, Network, PullItem, Runtime, RuntimeError};
+use tokio::sync::{mpsc, watch};
+use types::{TaskId, TaskSpec, TaskState, TaskStatus};
+
+use crate::container::{TaskIdentity, container_config};
+
+/// Wait between tries of what must succeed in the end (stopping, removing), and its cap.
+const RETRY_FLOOR: Millis = Millis(200);
+const RETRY_CAP: Millis = Millis::from_secs(30);
+
+/// What a task loop tells the agent's loop.
+#[derive(Debug)]
+pub(crate) enum Update {
+    Status(TaskId, TaskStatus),
+    /// Nothing of the task is left on this node.
+    Forgotten(TaskId),
+}
+
+/// What the task loops share.
+pub(crate) struct Node<R, N, C> {
+    pub runtime: R,
+    pub network: N,
+    pub clock: C,
+    pub updates: mpsc::Sender<Update>,
+}
+
+/// One task, its loop's own.
+pub(crate) struct TaskLoop<R, N, C> {
+    pub node: Arc<Node<R, N, C>>,
+    pub identity: TaskIdentity,
+    pub spec: Arc<TaskSpec>,
+    pub status: TaskStatus,
+    pub observed: Observed,
+    pub wanted: watch::Receiver<Wanted>,
+}
+
+/// What a step came to.
+enum Outcome {
+    Done,
+    /// No longer wanted: ask for the next step.
+    GivenUp,
+    Failed(RuntimeError),
+}
+
+impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
+    /// Runs until the task is forgotten, or the agent goes away.
+    pub(crate) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let wanted = *self.wanted.borrow_and_update();
+            let step = decide_step(wanted, &self.status, &self.observed, self.node.clock.now());
+            let outcome = match step {
+                Step::Report(status) => {
+                    self.report(status).await;
+                    Outcome::Done
+                }
+                Step::Prepare => self.prepare().await,
+                Step::Start => self.start().await,
+                Step::Stop => self.stop().await,
+                Step::Remove => self.remove().await,
+                Step::Forget => {
+                    let _ = self.node.updates.send(Update::Forgotten(self.identity.id)).await;
+                    return;
+                }
+                Step::Wait => {
+                    if !self.wait().await {
+                        return;
+                    }
+                    Outcome::Done
+                }
+            };
+            match outcome {
+                Outcome::Done | Outcome::GivenUp => failures = 0,
+                Outcome::Failed(error) if self.is_forward() => self.fail(&error).await,
+                Outcome::Failed(error) => {
+                    failures += 1;
+                    self.retry_later(&error, failures).await;
+                }
+            }
+        }
+    }
+
+    fn id(&self) -> String {
+        self.identity.id.to_string()
+    }
+
+    /// The task is still on its way to running: a failure ends it.
+    fn is_forward(&self) -> bool {
+        !self.status.state.is_terminal() && is_wanted(*self.wanted.borrow())
+    }
+
+    async fn report(&mut self, status: TaskStatus) {
+        tracing::debug!(task.id = %self.identity.id, state = status.state.name(), "task moved");
+        self.status = status.clone();
+        let _ = self.node.updates.send(Update::Status(self.identity.id, status)).await;
+    }
+
+    async fn fail(&mut self, error: &RuntimeError) {
+        let code = match error {
+            RuntimeError::NotExecutable { code, .. } => Some(*code),
+            _ => None,
+        };
+        let text = match error {
+            RuntimeError::ImageMissing { .. } => {
+                format!("node {}: {}", self.identity.node_name, chain(error))
+            }
+            error => chain(error).to_string(),
+        };
+        tracing::warn!(task.id = %self.identity.id, error = text, "task failed");
+        let now = self.node.clock.now();
+        self.report(decide_failure(&self.status, &text, code, now)).await;
+    }
+
+    /// Stopping and removing must succeed in the end.
+    async fn retry_later(&mut self, error: &RuntimeError, failures: u32) {
+        tracing::warn!(task.id = %self.identity.id, %error, failures, "step failed, trying again");
+        let wait = RETRY_FLOOR.saturating_mul(1 << failures.min(10)).min(RETRY_CAP);
+        let at = Millis(self.node.clock.monotonic().0 + wait.0);
+        tokio::select! {
+            biased;
+            _ = self.wanted.changed() => {}
+            () = self.node.clock.sleep_until(at) => {}
+        }
+    }
+
+    async fn prepare(&mut self) -> Outcome {
+        let mut wanted = self.wanted.clone();
+        let prepared = tokio::select! {
+            biased;
+            _ = wanted.wait_for(|wanted| !is_wanted(*wanted)) => return Outcome::GivenUp,
+            prepared = self.prepare_all() => prepared,
+        };
+        match prepared {
+            Ok(()) => {
+                self.observed = Observed::Created;
+                Outcome::Done
+            }
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Image and network at the same time, then the container.
+    async fn prepare_all(&self) -> Result<(), RuntimeError> {
+        let id = self.id();
+        let attach = self.node.network.attach(&id);
+        let (image, netns) = tokio::join!(self.image(), attach);
+        image?;
+        let config = container_config(&self.identity, &self.spec, netns?);
+        self.node.runtime.create(&config).await
+    }
+
+    /// Pulls the image unless this node has it.
+    async fn image(&self) -> Result<(), RuntimeError> {
+        let reference = &self.spec.container.image;
+        if self.node.runtime.find_image(reference).await?.is_some() {
+            return Ok(());
+        }
+        let mut pull = self.node.runtime.pull_image(reference, None);
+        while let Some(item) = pull.next().await {
+            if let PullItem::Done(_) = item? {
+                return Ok(());
+            }
+        }
+        Err(RuntimeError::ImageMissing { reference: reference.clone(), detail: String::new() })
+    }
+
+    async fn start(&mut self) -> Outcome {
+        if let Err(error) = self.node.runtime.start(&self.id()).await {
+            return Outcome::Failed(error);
+        }
+        self.observe().await
+    }
+
+    async fn stop(&mut self) -> Outcome {
+        let grace = self.spec.container.stop_grace();
+        if let Err(error) = self.node.runtime.stop(&self.id(), grace).await {
+            return Outcome::Failed(error);
+        }
+        self.observe().await
+    }
+
+    async fn remove(&mut self) -> Outcome {
+        let id = self.id();
+        let removed = self.node.runtime.remove(&id).await;
+        let detached = self.node.network.detach(&id).await;
+        match removed.and(detached) {
+            Ok(()) => {
+                self.observed = Observed::Absent;
+                Outcome::Done
+            }
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Looks what has become of the container.
+    async fn observe(&mut self) -> Outcome {
+        let id = self.id();
+        match self.node.runtime.observe().await {
+            Ok(all) => {
+                let found = all.into_iter().find(|one| one.id == id);
+                self.observed = found.map_or(Observed::Absent, |one| observed(&one.state));
+                Outcome::Done
+            }
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Waits for another wish or for the container's end; `false` when the agent is gone.
+    async fn wait(&mut self) -> bool {
+        let id = self.id();
+        let running = matches!(self.observed, Observed::Running { .. });
+        tokio::select! {
+            biased;
+            changed = self.wanted.changed() => changed.is_ok(),
+            ended = self.node.runtime.wait(&id), if running => {
+                match ended {
+                    Ok(state) => self.observed = observed(&state),
+                    Err(error) => {
+                        tracing::warn!(task.id = %self.identity.id, %error, "lost sight of container");
+                        self.observed = Observed::Lost;
+                    }
+                }
+                true
+            }
+        }
+    }
+}
+
+fn is_wanted(wanted: Wanted) -> bool {
+    matches!(wanted, Wanted::Desired(desired) if desired <= TaskState::Running)
+}
+
+/// What the runtime saw, in the words of the lifecycle.
+pub(crate) fn observed(state: &ContainerState) -> Observed {
+    match state {
+        ContainerState::Created => Observed::Created,
+        ContainerState::Running { pid, .. } => Observed::Running { pid: *pid },
+        ContainerState::Exited(exit) => Observed::Exited { code: exit.code, oom: exit.oom },
+        ContainerState::Lost => Observed::Lost,
+    }
+}
+
+/// The status of a task that has none yet.
+pub(crate) fn assigned(at: Timestamp) -> TaskStatus {
+    TaskStatus { state: TaskState::Assigned, at, ..TaskStatus::default() }
+}
