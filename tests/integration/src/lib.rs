@@ -1,1 +1,22 @@
-//! Integration tests: real binaries on test hosts in network namespaces.
+//! Test hosts for the integration tests: real binaries in network namespaces.
+//!
+//! Owns: making hosts and a network between them, starting daemons, breaking things, waiting, and
+//! removing everything again, also when a test fails.
+//! Does not know: the code of the daemon; it runs `shoal` as a user does and reads what it prints.
+//! Invariant: every name that is made carries the number of this process, so that test runs beside
+//! each other do not meet.
+
+mod cleanup;
+mod command;
+mod fixture;
+mod host;
+mod lab;
+mod leftovers;
+mod wait;
+
+pub use command::Answer;
+pub use fixture::{IMAGE, Task, booted, joined, running};
+pub use host::Host;
+pub use lab::Lab;
+pub use leftovers::{Leftovers, cgroups};
+pub use wait::{LONG, SHORT, wait_for, wait_until};
