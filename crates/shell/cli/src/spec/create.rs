@@ -108,7 +108,8 @@ mod tests {
         let spec = spec(
             "--name web --replicas 3 --label a=b --container-label c=d \
              --constraint node.role==worker --placement-pref spread=node.labels.zone \
-             --env X=1 --env X=2 --replicas-max-per-node 2 --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu .1 \
+             --env X=1 --env X=2 --replicas-max-per-node 2 --limit-cpu 0.5 \
+             --limit-memory 64m --limit-pids 100 --reserve-cpu .1 \
              --reserve-memory 32m --restart-condition on-failure --restart-delay 2s \
              --restart-max-attempts 3 --restart-window 1m --entrypoint /bin/sh --hostname h \
              --workdir /w --user 1:1 --read-only --cap-add net_admin --cap-drop ALL \
