@@ -15,6 +15,11 @@ mod generated {
             include!("generated/shoal.agent.v1.rs");
         }
     }
+    pub mod raft {
+        pub mod v1 {
+            include!("generated/shoal.raft.v1.rs");
+        }
+    }
     pub mod store {
         pub mod v1 {
             include!("generated/shoal.store.v1.rs");
@@ -27,6 +32,7 @@ mod log;
 
 pub use convert::{ERROR_KEY, fault_of, id, optional_id, status_of};
 pub use generated::agent::v1 as agent_v1;
+pub use generated::raft::v1 as raft_v1;
 pub use generated::store::v1 as store_v1;
 pub use generated::v1;
 pub use log::{
