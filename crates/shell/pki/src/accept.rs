@@ -14,17 +14,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::Stream;
+use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::divert::Divert;
 use crate::identity::Identity;
 use crate::limits::{ACCEPT_PAUSE, HANDSHAKE_EVICT_AGE, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX};
-use crate::tls::{NodeTls, TlsError};
+use crate::tls::{NodeTls, PROTOCOL_HTTP, TlsError};
 
 /// Serves `listener` with this node's certificate.
 ///
@@ -33,7 +37,8 @@ use crate::tls::{NodeTls, TlsError};
 pub fn accept_stream(listener: TcpListener, tls: &Arc<NodeTls>) -> Result<Incoming, TlsError> {
     Ok(Incoming {
         listener,
-        acceptor: TlsAcceptor::from(tls.server_config()?),
+        config: tls.server_config(PROTOCOL_HTTP)?,
+        divert: None,
         handshakes: JoinSet::new(),
         places: VecDeque::new(),
         timer: None,
@@ -58,7 +63,8 @@ pub struct TlsConn {
 /// The stream of accepted connections; it ends never.
 pub struct Incoming {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
+    divert: Option<Divert>,
     handshakes: JoinSet<Option<TlsConn>>,
     /// Unfinished handshakes by age, the oldest first; finished ones are swept out now and then.
     places: VecDeque<(Instant, AbortHandle)>,
@@ -67,13 +73,20 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Hands connections of one protocol to somebody else, before their handshake is done.
+    #[must_use]
+    pub fn divert(mut self, divert: Divert) -> Self {
+        self.divert = Some(divert);
+        self
+    }
+
     fn accept(&mut self, cx: &mut Context<'_>) {
         while self.timer_has_fired(cx) && self.has_place(cx) {
             match self.listener.poll_accept(cx) {
                 Poll::Pending => return,
                 Poll::Ready(Ok((tcp, addr))) => {
-                    let acceptor = self.acceptor.clone();
-                    let handle = self.handshakes.spawn(handshake(acceptor, tcp, addr));
+                    let (config, divert) = (Arc::clone(&self.config), self.divert.clone());
+                    let handle = self.handshakes.spawn(handshake(config, divert, tcp, addr));
                     self.places.push_back((Instant::now(), handle));
                 }
                 Poll::Ready(Err(error)) => {
@@ -148,28 +161,49 @@ fn ready_or_empty<E>(joined: Poll<Option<Result<Option<TlsConn>, E>>>) -> Poll<O
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, addr: SocketAddr) -> Option<TlsConn> {
+async fn handshake(
+    config: Arc<ServerConfig>,
+    divert: Option<Divert>,
+    tcp: TcpStream,
+    addr: SocketAddr,
+) -> Option<TlsConn> {
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%addr, %error, "socket option refused");
     }
-    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-        Ok(Ok(stream)) => {
-            let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let identity = match leaf.map(|leaf| Identity::from_der(leaf)).transpose() {
-                Ok(identity) => identity.map(Arc::new),
-                Err(error) => {
-                    tracing::debug!(%addr, %error, "peer certificate refused");
-                    return None;
-                }
-            };
-            Some(TlsConn { stream, peer: PeerInfo { identity, addr } })
+    let shake = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        match divert.filter(|divert| divert.wants(&start)) {
+            Some(divert) => divert.hand_over(start, addr).map(|()| None),
+            None => start.into_stream(config).await.map(Some),
         }
+    };
+    finish(timeout(HANDSHAKE_TIMEOUT, shake).await, addr)
+}
+
+/// The connection of a finished handshake; what went wrong is for the log only.
+pub(crate) fn finish(
+    outcome: Result<io::Result<Option<TlsStream<TcpStream>>>, Elapsed>,
+    addr: SocketAddr,
+) -> Option<TlsConn> {
+    let stream = match outcome {
+        Ok(Ok(stream)) => stream?,
         Ok(Err(error)) => {
             tracing::debug!(%addr, %error, "tls handshake failed");
-            None
+            return None;
         }
         Err(_) => {
             tracing::debug!(%addr, "tls handshake took too long");
+            return None;
+        }
+    };
+    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match leaf.map(|leaf| Identity::from_der(leaf)).transpose() {
+        Ok(identity) => {
+            let peer = PeerInfo { identity: identity.map(Arc::new), addr };
+            Some(TlsConn { stream, peer })
+        }
+        Err(error) => {
+            tracing::debug!(%addr, %error, "peer certificate refused");
             None
         }
     }

@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::identity::Role;
 use crate::limits::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, KEEP_ALIVE_PERIOD, KEEP_ALIVE_TIMEOUT};
-use crate::tls::{NodeTls, TlsError};
+use crate::tls::{NodeTls, PROTOCOL_HTTP, TlsError};
 
 pub use crate::verify::{Expected, PeerMismatch};
 
@@ -43,7 +43,19 @@ impl Connector {
 /// # Errors
 /// Only when the provider lacks TLS 1.3, which a build decides.
 pub fn connector(tls: &Arc<NodeTls>, expected: Expected) -> Result<Connector, TlsError> {
-    tls.client_config(expected).map(Connector::from_config)
+    connector_for(tls, expected, PROTOCOL_HTTP)
+}
+
+/// As [`connector`], for connections that the other side diverts by their protocol.
+///
+/// # Errors
+/// Only when the provider lacks TLS 1.3, which a build decides.
+pub fn connector_for(
+    tls: &Arc<NodeTls>,
+    expected: Expected,
+    protocol: &[u8],
+) -> Result<Connector, TlsError> {
+    tls.client_config(expected, protocol).map(Connector::from_config)
 }
 
 /// A channel to `address` (`host:port`), dialled at the first call and again after each break.

@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::ca;
 use crate::connect::Connector;
-use crate::tls::{ALPN, TlsError};
+use crate::tls::{PROTOCOL_HTTP, TlsError};
 use crate::token::CaDigest;
 use crate::verify::{PeerMismatch, PinCheck, provider};
 
@@ -36,7 +36,7 @@ impl Pinned {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(PinCheck { pin: Arc::clone(&pin) }))
             .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![PROTOCOL_HTTP.to_vec()];
         config.resumption = Resumption::disabled();
         Ok(Self { pin, config: Arc::new(config) })
     }

@@ -68,29 +68,30 @@ impl NodeTls {
         self.own.load().identity.clone()
     }
 
-    /// For the listening side. Clients may come without a certificate: see [`crate::require`].
+    /// For the listening side, speaking `protocol` (ALPN). Clients may come without a certificate: see [`crate::require`].
     ///
     /// # Errors
     /// Only when the provider lacks TLS 1.3, which a build decides.
-    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
+    pub fn server_config(self: &Arc<Self>, protocol: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Provider)?
             .with_client_cert_verifier(Arc::new(ClientCheck { tls: Arc::clone(self) }))
             .with_cert_resolver(Arc::new(Shown(Arc::clone(self))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Arc::new(config))
     }
 
-    /// For the dialling side, which shows this node's certificate.
+    /// For the dialling side, speaking `protocol` (ALPN), which shows this node's certificate.
     ///
     /// # Errors
     /// Only when the provider lacks TLS 1.3, which a build decides.
     pub fn client_config(
         self: &Arc<Self>,
         expected: Expected,
+        protocol: &[u8],
     ) -> Result<Arc<ClientConfig>, TlsError> {
         let check = ServerCheck { tls: Arc::clone(self), expected };
         let mut config = ClientConfig::builder_with_provider(provider())
@@ -99,7 +100,7 @@ impl NodeTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(check))
             .with_client_cert_resolver(Arc::new(Shown(Arc::clone(self))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
@@ -169,7 +170,8 @@ impl ResolvesClientCert for Shown {
     }
 }
 
-pub(crate) const ALPN: &[u8] = b"h2";
+/// What ordinary connections speak.
+pub const PROTOCOL_HTTP: &[u8] = b"h2";
 
 fn load(key: &NodeKey, chain_pem: &str, roots_pem: &str) -> Result<(Own, Trust), TlsError> {
     let chain = ca::certificates(chain_pem)?;

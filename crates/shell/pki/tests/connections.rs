@@ -10,8 +10,9 @@ use base::{Id, Millis, Timestamp};
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use pki::{
-    Connector, Expected, IdentityFiles, NodeKey, NodeTls, PeerInfo, PinError, Pinned, Role, RootCa,
-    Subject, TlsConn, accept_stream, connector, limits, wall_now,
+    Connector, Divert, Expected, IdentityFiles, NodeKey, NodeTls, PeerInfo, PinError, Pinned, Role,
+    RootCa, Subject, TlsConn, accept_stream, connector, connector_for, diverted_stream, limits,
+    wall_now,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -213,6 +214,41 @@ async fn silent_and_talkative_strangers_keep_nobody_out() {
     }
     let client = connector(&tls(&root, 2, Role::Worker, 9), Expected::default()).unwrap();
     timeout(Duration::from_secs(5), talk(client, addr)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn connections_of_another_protocol_are_handed_over() {
+    let root = root();
+    let server = tls(&root, 1, Role::Manager, 9);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (taker, diverted) = tokio::sync::mpsc::channel(4);
+    let divert = Divert::new(b"special", taker);
+    let mut ordinary = accept_stream(listener, &server).unwrap().divert(divert);
+    let mut special = Box::pin(diverted_stream(diverted, &server, b"special").unwrap());
+    let client = tls(&root, 2, Role::Manager, 9);
+    for protocol in [&b"special"[..], b"h2", b"unknown"] {
+        let connector = connector_for(&client, Expected::default(), protocol).unwrap();
+        let dial = tokio::spawn(talk(connector, addr));
+        let limit = Duration::from_millis(if protocol == b"unknown" { 300 } else { 5_000 });
+        let arrived = timeout(limit, async {
+            tokio::select! {
+                biased;
+                connection = special.next() => ("special", connection.unwrap().unwrap()),
+                connection = ordinary.next() => ("ordinary", connection.unwrap().unwrap()),
+            }
+        });
+        match (arrived.await, protocol) {
+            (Ok((way, connection)), b"special" | b"h2") => {
+                assert_eq!(way == "special", protocol == b"special");
+                assert_eq!(connection.connect_info().identity.unwrap().node, id(2));
+                tokio::spawn(echo(connection));
+                dial.await.unwrap().unwrap();
+            }
+            (Err(_), b"unknown") => assert!(dial.await.unwrap().is_err()),
+            (arrived, _) => panic!("{arrived:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -37,8 +37,15 @@ impl<M: Machine> Clone for Applier<M> {
 
 enum Command {
     /// Entries with their payloads; none for entries that are Raft's own.
-    Apply { entries: Vec<(u64, Option<Bytes>)>, reply: Answer<Vec<Erased>> },
-    Restore { index: u64, source: Box<dyn Read + Send>, reply: Answer<()> },
+    Apply {
+        entries: Vec<(u64, Option<Bytes>)>,
+        reply: Answer<Vec<Erased>>,
+    },
+    Restore {
+        index: u64,
+        source: Box<dyn Read + Send>,
+        reply: Answer<()>,
+    },
 }
 
 type Answer<T> = oneshot::Sender<Result<T, String>>;
@@ -135,9 +142,11 @@ impl<M: Machine> Worker<M> {
         for (index, payload) in entries {
             let reply = match payload {
                 None => None,
-                Some(payload) => Some(self.machine.apply(index, &payload).map_err(|halt| {
-                    format!("log entry {index} cannot be applied: {halt}")
-                })?),
+                Some(payload) => Some(
+                    self.machine
+                        .apply(index, &payload)
+                        .map_err(|halt| format!("log entry {index} cannot be applied: {halt}"))?,
+                ),
             };
             replies.push((index, reply));
         }

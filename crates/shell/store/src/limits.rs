@@ -39,10 +39,10 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 pub const SNAPSHOT_CHUNKS_QUEUED: usize = 8;
 /// A snapshot transfer without progress for this long is given up.
 pub const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+/// A whole snapshot, with its installation.
+pub const SNAPSHOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// A snapshot that could not be written for want of space is tried again after this long.
 pub const SNAPSHOT_RETRY: Duration = Duration::from_secs(2);
-/// Appends under way to one follower.
-pub const APPENDS_QUEUED: usize = 64;
 /// Size of a message between managers: a full read plus one largest entry.
 pub const MESSAGE_BYTES_MAX: usize = READ_BYTES_MAX + FRAME_BYTES_MAX + 64 * 1024;
 /// Connections waiting to be taken over by the raft thread.

@@ -31,7 +31,7 @@ use wire::raft_v1::{self as pb, raft_client::RaftClient};
 
 use crate::convert::{self, ConvertError};
 use crate::limits::{
-    APPENDS_QUEUED, MESSAGE_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_QUEUED, SNAPSHOT_IDLE,
+    MESSAGE_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_QUEUED, SNAPSHOT_LIMIT,
 };
 use crate::options::Timing;
 use crate::raft_types::{Ballot, Peer, Types};
@@ -245,7 +245,9 @@ impl RaftNetworkV2<Types> for Client {
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(closed.into()),
-            answer = call => answer,
+            answer = tokio::time::timeout(SNAPSHOT_LIMIT, call) => {
+                answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("snapshot took too long")))
+            }
         };
         // Whatever happened, the reader has ended or will at its next piece: its receiver is gone.
         match (answer, reader.await) {

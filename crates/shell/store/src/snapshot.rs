@@ -29,8 +29,8 @@ pub(crate) struct Snapshots {
 pub(crate) struct SnapshotFile {
     pub(crate) meta: SnapshotMeta,
     pub(crate) bytes: u64,
-    name: String,
-    file: Arc<dyn DiskFile>,
+    pub(crate) name: String,
+    pub(crate) file: Arc<dyn DiskFile>,
 }
 
 impl Snapshots {
@@ -118,7 +118,8 @@ impl Snapshots {
 
     fn reader(&self, file: Arc<dyn DiskFile>, name: &str) -> io::Result<SnapshotReader> {
         let path = self.disk.path(name).display().to_string();
-        let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{path} {what}"));
+        let bad =
+            |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{path} {what}"));
         let mut head = [0; HEAD_BYTES];
         file.read_exact_at(&mut head, 0)?;
         if &head[..8] != MAGIC {

@@ -16,9 +16,7 @@ use crate::disk::is_full;
 use crate::halt::Halt;
 use crate::limits::{APPLY_BATCH_MAX, SNAPSHOT_RETRY};
 use crate::machine::Machine;
-use crate::raft_types::{
-    Entry, LogId, SnapshotMeta, StoredMembership, Types,
-};
+use crate::raft_types::{Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::snapshot::{SnapshotFile, Snapshots};
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotFile>;

@@ -93,13 +93,18 @@ impl FaultyDisk {
         let mut contents = BTreeMap::new();
         for id in names.values() {
             let bytes = inner.contents[id].survivor(random);
-            let content =
-                Content { durable: bytes.clone(), volatile: bytes, pending: Vec::new() };
+            let content = Content { durable: bytes.clone(), volatile: bytes, pending: Vec::new() };
             contents.insert(*id, content);
         }
         let durable_names = names.clone();
         let next = inner.next;
-        Self(Arc::new(Mutex::new(Inner { names, durable_names, contents, next, ..Inner::default() })))
+        Self(Arc::new(Mutex::new(Inner {
+            names,
+            durable_names,
+            contents,
+            next,
+            ..Inner::default()
+        })))
     }
 }
 
@@ -240,8 +245,7 @@ impl DiskFile for FaultyFile {
         inner.step()?;
         let (capacity, used) = (inner.capacity, inner.used());
         let content = inner.contents.get_mut(&self.id).unwrap();
-        let grown =
-            (offset + bytes.len() as u64).saturating_sub(content.volatile.len() as u64);
+        let grown = (offset + bytes.len() as u64).saturating_sub(content.volatile.len() as u64);
         if capacity.is_some_and(|capacity| grown > 0 && used + grown > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }

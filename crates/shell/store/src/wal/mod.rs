@@ -23,9 +23,7 @@ use bytes::Bytes;
 use pki::DataKey;
 
 use crate::disk::Disk;
-use crate::limits::{
-    CACHE_BYTES_MAX, SEGMENT_BYTES, SEGMENT_RESERVE_BYTES, WRITER_QUEUE_MAX,
-};
+use crate::limits::{CACHE_BYTES_MAX, SEGMENT_BYTES, SEGMENT_RESERVE_BYTES, WRITER_QUEUE_MAX};
 
 use format::{Previous, Record};
 use index::Index;
@@ -164,7 +162,8 @@ impl Wal {
     ) -> Result<Self, WalError> {
         let mut replayed = replay::replay(&*disk, &key, options.cache_bytes_max)?;
         for name in std::mem::take(&mut replayed.leftovers) {
-            disk.remove(&name).map_err(|source| WalError::io("remove", disk.path(&name), source))?;
+            disk.remove(&name)
+                .map_err(|source| WalError::io("remove", disk.path(&name), source))?;
         }
         let start = start(&disk, options, &mut replayed)?;
         let Replayed { index, .. } = replayed;

@@ -13,8 +13,8 @@ use pki::DataKey;
 use crate::disk::{Disk, DiskFile};
 
 use super::format::{
-    Cipher, DATA_OFFSET, FRAME_HEAD_BYTES, FrameError, HEADER_BYTES, Header, HeaderError, Previous, Record,
-    padded,
+    Cipher, DATA_OFFSET, FRAME_HEAD_BYTES, FrameError, HEADER_BYTES, Header, HeaderError, Previous,
+    Record, padded,
 };
 use super::index::{Index, Place, Segment};
 use super::{WalError, segment_name, sequence_of};
@@ -168,9 +168,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     #[allow(clippy::type_complexity)]
-    fn next(
-        &mut self,
-    ) -> Result<(Result<Record, super::format::RecordError>, usize), FrameError> {
+    fn next(&mut self) -> Result<(Result<Record, super::format::RecordError>, usize), FrameError> {
         let rest = self.bytes.get(self.offset as usize..).ok_or(FrameError::Invalid)?;
         let (plain, head) = self.cipher.take_frame(rest, self.offset)?;
         self.offset += padded(FRAME_HEAD_BYTES + head.sealed) as u64;

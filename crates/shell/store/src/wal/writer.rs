@@ -21,9 +21,7 @@ use crate::disk::{Disk, DiskFile, is_full};
 use crate::limits::{COMMIT_BYTES_MAX, SPACE_RETRY};
 use crate::seal;
 
-use super::format::{
-    Cipher, DATA_OFFSET, FRAME_HEAD_BYTES, Header, Previous, Record,
-};
+use super::format::{Cipher, DATA_OFFSET, FRAME_HEAD_BYTES, Header, Previous, Record};
 use super::index::{Place, Segment};
 use super::{SPARE, SPARE_TMP, Shared, WalError, WalOptions, segment_name};
 
@@ -255,7 +253,8 @@ impl Writer {
         let written = current.file.write_all_at(&buffer, start).and_then(|()| current.file.sync());
         if let Err(error) = written {
             let path = self.disk.path(&segment_name(current.sequence));
-            let reason = self.shared.poison(format!("{} could not be written: {error}", path.display()));
+            let reason =
+                self.shared.poison(format!("{} could not be written: {error}", path.display()));
             items.into_iter().for_each(|item| answer(item.done, Err(Arc::clone(&reason))));
             return;
         }
