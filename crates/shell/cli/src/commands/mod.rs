@@ -11,6 +11,8 @@ mod service;
 mod swarm;
 mod system;
 pub(crate) mod task;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
