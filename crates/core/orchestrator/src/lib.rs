@@ -5,7 +5,8 @@
 //! Does not know: where tasks go (the scheduler), whether nodes live (dispatch), clocks.
 //! Invariant: a slot never has two tasks that are wanted to run at once, save one that is being
 //! stopped.
-//! Ask again: at `Plan::wake_at`, or when the service, one of its tasks or a node of theirs changes.
+//! Ask again: at `Plan::wake_at`, or when the service, one of its tasks or a node of theirs
+//! changes.
 
 mod reap;
 mod reason;

@@ -93,8 +93,8 @@ pub enum Change {
         desired: TaskState,
         tasks: Vec<TaskId>,
     },
-    /// What the nodes report; what is older than what is known, or of a task that is gone, is passed
-    /// over.
+    /// What the nodes report; what is older than what is known, or of a task that is gone, is
+    /// passed over.
     ReportTasks(Vec<(TaskId, TaskStatus)>),
     RemoveTasks(Vec<TaskId>),
     SetTally {

@@ -1,6 +1,7 @@
 //! The cluster: its settings, its root of trust and its join tokens.
 //!
-//! Owns: the one record of that kind. Invariant: its secrets are not printed, not even for debugging.
+//! Owns: the one record of that kind.
+//! Invariant: its secrets are not printed, not even for debugging.
 
 use std::fmt::{self, Debug, Formatter};
 

@@ -1,6 +1,6 @@
 //! From a task's template to its container.
 //!
-//! Owns: names, labels, environment and limits of a task's container, as docker's users expect them.
+//! Owns: names, labels, environment and limits of a task's container, as docker's users expect.
 //! Does not know: how a container is made. Invariant: a function of its arguments.
 
 use std::path::PathBuf;

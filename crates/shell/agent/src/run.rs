@@ -244,7 +244,7 @@ where
         for id in found.into_keys() {
             tracing::warn!(container.id = id, "container of no task, removed");
             if let Err(error) = self.node.runtime.remove(&id).await {
-                tracing::warn!(container.id = id, %error, "container of no task could not be removed");
+                tracing::warn!(container.id = id, %error, "container of no task was not removed");
             }
         }
         self.detach_strangers().await;

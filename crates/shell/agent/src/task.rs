@@ -228,7 +228,8 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
                 match ended {
                     Ok(state) => self.observed = observed(&state),
                     Err(error) => {
-                        tracing::warn!(task.id = %self.identity.id, %error, "lost sight of container");
+                        let task = self.identity.id;
+                        tracing::warn!(task.id = %task, %error, "lost sight of container");
                         self.observed = Observed::Lost;
                     }
                 }

@@ -1,8 +1,8 @@
 //! Certificates for nodes, and joining the managers.
 //!
 //! Owns: the services `Bootstrap`, `Certificates` and `Membership`.
-//! Does not know: keys of nodes; it signs requests. The CA's key is read from the store and is never
-//! kept.
+//! Does not know: keys of nodes; it signs requests. The CA's key is read from the store and is
+//! never kept.
 //! Invariant: a certificate's role is the one that the store gives the node, whatever is asked.
 
 use std::str::FromStr;

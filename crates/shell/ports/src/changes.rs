@@ -2,7 +2,8 @@
 //!
 //! Owns: a bounded ring of the last batches of events, and cursors into it.
 //! Does not know: what the events mean.
-//! Invariant: a watcher either sees every event behind its cursor, or is told to look at everything.
+//! Invariant: a watcher either sees every event behind its cursor, or is told to look at
+//! everything.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -63,6 +63,22 @@ fn print_change(out: &mut String, view: &Snapshot, change: &Change) {
             };
             format!("report {}", list.iter().map(one).collect::<Vec<_>>().join(" "))
         }
+        Change::SetNodeNumber { id, number } => format!("number {} {number}", node_name(view, *id)),
+        Change::SetNodeStatus { id, status } => {
+            format!("status {} {} {}", node_name(view, *id), status.state.name(), status.message)
+        }
+        Change::SetNodeRole { id, role } => {
+            format!("role {} {}", node_name(view, *id), role.name())
+        }
+        other => print_of_service(view, other),
+    };
+    out.push_str(line.trim_end());
+    out.push('\n');
+}
+
+/// Changes that remember something of a service.
+fn print_of_service(view: &Snapshot, change: &Change) -> String {
+    match change {
         Change::SetTally { service, slot, tally } => {
             let slot = match slot {
                 SlotKey::Replica(number) => number.to_string(),
@@ -98,17 +114,8 @@ fn print_change(out: &mut String, view: &Snapshot, change: &Change) {
             }
             None => format!("reason {} cleared", service_name(view, *service)),
         },
-        Change::SetNodeNumber { id, number } => format!("number {} {number}", node_name(view, *id)),
-        Change::SetNodeStatus { id, status } => {
-            format!("status {} {} {}", node_name(view, *id), status.state.name(), status.message)
-        }
-        Change::SetNodeRole { id, role } => {
-            format!("role {} {}", node_name(view, *id), role.name())
-        }
         other => format!("{other:?}"),
-    };
-    out.push_str(line.trim_end());
-    out.push('\n');
+    }
 }
 
 fn tasks(view: &Snapshot, ids: &[TaskId]) -> String {
