@@ -26,6 +26,8 @@ mod snapshot;
 mod space;
 mod state_machine;
 mod store;
+#[cfg(test)]
+mod suite_tests;
 mod thread;
 mod wal;
 

@@ -76,9 +76,9 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// One site: a lost leader is replaced in 0.7 to 0.9 s.
+    /// One site: a lost leader is replaced in about 0.7 s.
     pub const LAN: Self =
-        Self { heartbeat: Millis(75), election_min: Millis(225), election_max: Millis(450) };
+        Self { heartbeat: Millis(60), election_min: Millis(180), election_max: Millis(360) };
     /// Several sites with up to some hundred milliseconds between them.
     pub const WAN: Self =
         Self { heartbeat: Millis(500), election_min: Millis(1_500), election_max: Millis(3_000) };
