@@ -26,8 +26,6 @@ mod snapshot;
 mod space;
 mod state_machine;
 mod store;
-#[cfg(test)]
-mod suite_tests;
 mod thread;
 mod wal;
 

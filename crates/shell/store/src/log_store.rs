@@ -3,6 +3,9 @@
 //! Owns: the adaptation of [`Wal`] to openraft's traits. Does not know: how the log is stored.
 //! Invariant: openraft is told that something is durable by the log's writer and by nobody else.
 
+#[cfg(test)]
+mod suite;
+
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};

@@ -204,6 +204,33 @@ impl<M: Machine> RaftStore<M> {
         }
     }
 
+    /// Hands leadership to one voter. Returns when it leads.
+    ///
+    /// # Errors
+    /// When this manager does not lead, there is no such voter, or it did not take over in time.
+    pub async fn transfer_leader_to(&self, raft_id: u64) -> Result<(), MembershipError> {
+        if let Some(error) = self.not_leader() {
+            return Err(error);
+        }
+        if raft_id == self.inner.raft_id {
+            return Ok(());
+        }
+        if !self.members().iter().any(|member| member.raft_id == raft_id && member.voter) {
+            return Err(MembershipError::NotFound);
+        }
+        if self.inner.raft.trigger().transfer_leader(raft_id).await.is_err() {
+            return Err(self.stopped().into());
+        }
+        let mut leadership = self.leadership();
+        let leads = leadership
+            .wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.raft_id == raft_id));
+        match tokio::time::timeout(self.patience(), leads).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.stopped().into()),
+            Err(_) => Err(MembershipError::InProgress),
+        }
+    }
+
     /// Waits for somebody else to lead.
     async fn after_hand_over(&self) -> MembershipError {
         let mut leadership = self.leadership();

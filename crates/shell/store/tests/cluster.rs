@@ -228,6 +228,12 @@ async fn leadership_is_handed_over_when_asked() {
     nodes[before].store().transfer_leader().await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     propose(&nodes, "b=1").await;
+    let (from, to) = (leader(&nodes).await, before);
+    let store = nodes[from].store();
+    assert!(matches!(store.transfer_leader_to(77).await, Err(MembershipError::NotFound)));
+    store.transfer_leader_to(nodes[to].number).await.unwrap();
+    assert_eq!(leader(&nodes).await, to);
+    propose(&nodes, "c=1").await;
     for node in &mut nodes {
         node.kill().await;
     }
