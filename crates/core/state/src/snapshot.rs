@@ -169,12 +169,10 @@ impl Snapshot {
     /// Services that have tasks in state New.
     pub fn fresh_services(&self) -> impl Iterator<Item = ServiceId> {
         let mut last = None;
-        self.fresh.iter().filter_map(move |(service, _)| {
-            (last != Some(*service)).then(|| {
-                last = Some(*service);
-                *service
-            })
-        })
+        self.fresh
+            .iter()
+            .map(|(service, _)| *service)
+            .filter(move |service| last.replace(*service) != Some(*service))
     }
 
     /// Tasks that wait for a node, grouped: all of one (service, revision) in a row.
