@@ -1,2 +1,45 @@
-//! bin/shoal
-fn main() {}
+//! One binary: daemon, command line and container shim.
+//!
+//! Owns: which of them this process is, and the wiring of the daemon.
+//! Does not know: business rules. Invariant: the shim branches off before any thread exists.
+
+mod address;
+mod clock;
+mod config;
+mod daemon;
+mod describe;
+mod gate;
+mod instance;
+mod join;
+mod local;
+mod manager_part;
+mod node;
+mod settings;
+mod socket;
+
+use std::process::ExitCode;
+
+use cli::{Build, Invocation};
+
+const BUILD: Build = Build {
+    version: env!("CARGO_PKG_VERSION"),
+    commit: match option_env!("SHOAL_COMMIT") {
+        Some(commit) => commit,
+        None => "unknown",
+    },
+};
+
+fn main() -> ExitCode {
+    shim::run_if_shim();
+    match cli::parse(BUILD) {
+        Ok(Invocation::Daemon(args)) => match daemon::main(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("shoal daemon: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Invocation::Client(client)) => client.run(BUILD),
+        Err(code) => code,
+    }
+}

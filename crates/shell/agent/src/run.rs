@@ -251,7 +251,7 @@ where
         Ok(())
     }
 
-    async fn detach_strangers(&self) {
+    async fn detach_strangers(&mut self) {
         let attached = self.node.network.observe().await.unwrap_or_default();
         for id in attached {
             let known = id.parse().is_ok_and(|id: TaskId| self.tasks.contains_key(&id));

@@ -62,6 +62,11 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         Self { store, clock, ids, leader, dispatcher, broker, last_hop: false }
     }
 
+    /// The state as this manager sees it, for counts.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
     /// The same API, for requests that another manager forwarded.
     #[must_use]
     pub fn for_managers(&self) -> Self {

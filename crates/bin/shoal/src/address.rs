@@ -1,0 +1,179 @@
+//! The addresses of a node: where it listens, and where others reach it.
+//!
+//! Owns: reading `ip|interface[:port]`, and choosing an address when none is named.
+//! Invariant: an address is never guessed among several.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use types::Fault;
+
+/// Port of the managers, as Swarm's.
+pub(crate) const PORT: u16 = 2377;
+
+/// One address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub name: String,
+    pub address: IpAddr,
+}
+
+/// The addresses of this host, loopback included.
+pub(crate) fn interfaces() -> Vec<Interface> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    all.filter_map(|entry| {
+        let storage = entry.address?;
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let address = v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))?;
+        Some(Interface { name: entry.interface_name, address })
+    })
+    .collect()
+}
+
+/// Reads `--listen-addr`; empty means `0.0.0.0:2377`.
+pub(crate) fn listen(text: &str, interfaces: &[Interface]) -> Result<SocketAddr, Fault> {
+    if text.is_empty() {
+        return Ok(SocketAddr::from(([0, 0, 0, 0], PORT)));
+    }
+    parse("--listen-addr", text, PORT, interfaces)
+}
+
+/// Reads `--advertise-addr`; empty means the only address this host has.
+pub(crate) fn advertise(
+    text: &str,
+    listen: SocketAddr,
+    interfaces: &[Interface],
+) -> Result<SocketAddr, Fault> {
+    let address = match text.is_empty() {
+        false => parse("--advertise-addr", text, listen.port(), interfaces)?,
+        true if !listen.ip().is_unspecified() => listen,
+        true => SocketAddr::new(only_address(interfaces)?, listen.port()),
+    };
+    if address.ip().is_unspecified() {
+        let message = "must specify a listening address because the address to advertise is not \
+                       recognized as a system address, and a system's IP address to use could not \
+                       be uniquely identified";
+        return Err(Fault::invalid("--advertise-addr", message));
+    }
+    Ok(address)
+}
+
+/// Reads `--data-path-addr`: an address or an interface, without a port.
+pub(crate) fn data_path(text: &str, interfaces: &[Interface]) -> Result<String, Fault> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let address = parse("--data-path-addr", text, 0, interfaces)?;
+    match address.port() {
+        0 => Ok(address.ip().to_string()),
+        _ => Err(Fault::invalid("--data-path-addr", "must be an address or an interface, no port")),
+    }
+}
+
+fn parse(
+    field: &str,
+    text: &str,
+    port: u16,
+    interfaces: &[Interface],
+) -> Result<SocketAddr, Fault> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, number)) => (name, number.parse().map_err(|_| bad(field, text))?),
+        None => (text, port),
+    };
+    let candidates: Vec<&Interface> = interfaces
+        .iter()
+        .filter(|interface| interface.name == name && !is_link_local(interface.address))
+        .collect();
+    let v4: Vec<&&Interface> = candidates.iter().filter(|i| i.address.is_ipv4()).collect();
+    match (v4.as_slice(), candidates.as_slice()) {
+        ([one], _) => Ok(SocketAddr::new(one.address, port)),
+        ([], [one]) => Ok(SocketAddr::new(one.address, port)),
+        ([], []) => Err(bad(field, text)),
+        ([first, second, ..], _) => Err(ambiguous(field, first, second)),
+        ([], [first, second, ..]) => Err(ambiguous(field, first, second)),
+    }
+}
+
+fn bad(field: &str, text: &str) -> Fault {
+    Fault::invalid(field, format!("`{text}` is neither an address nor an interface of this host"))
+        .hint("write for example 192.168.1.10, 192.168.1.10:2377 or eth0")
+}
+
+fn only_address(interfaces: &[Interface]) -> Result<IpAddr, Fault> {
+    let usable = |interface: &&Interface| {
+        !interface.address.is_loopback()
+            && !is_link_local(interface.address)
+            && !interface.name.starts_with("shoal")
+            && !interface.name.starts_with("docker")
+    };
+    let all: Vec<&Interface> = interfaces.iter().filter(usable).collect();
+    let v4: Vec<&Interface> = all.iter().copied().filter(|i| i.address.is_ipv4()).collect();
+    let candidates = if v4.is_empty() { all } else { v4 };
+    match candidates.as_slice() {
+        [] => Err(Fault::invalid("--advertise-addr", "this host has no address to advertise")
+            .hint("name one with --advertise-addr")),
+        [one] => Ok(one.address),
+        [first, second, ..] => Err(ambiguous("--advertise-addr", first, second)),
+    }
+}
+
+fn ambiguous(field: &str, first: &Interface, second: &Interface) -> Fault {
+    let place = match first.name == second.name {
+        true => format!("on interface {} ({} and {})", first.name, first.address, second.address),
+        false => format!(
+            "on different interfaces ({} on {} and {} on {})",
+            first.address, first.name, second.address, second.name
+        ),
+    };
+    let message = format!(
+        "could not choose an IP address to advertise since this system has multiple addresses \
+         {place} - specify one with {field}"
+    );
+    Fault::invalid(field, message)
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.segments()[0] & 0xffc0 == 0xfe80,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(list: &[(&str, &str)]) -> Vec<Interface> {
+        let one = |(name, address): &(&str, &str)| Interface {
+            name: (*name).to_owned(),
+            address: address.parse().unwrap(),
+        };
+        list.iter().map(one).collect()
+    }
+
+    #[test]
+    fn addresses_and_interfaces_are_read() {
+        let host = host(&[("lo", "127.0.0.1"), ("eth0", "10.0.0.5"), ("eth0", "fe80::1")]);
+        let any = listen("", &host).unwrap();
+        assert_eq!(any.to_string(), "0.0.0.0:2377");
+        assert_eq!(listen("eth0:99", &host).unwrap().to_string(), "10.0.0.5:99");
+        assert_eq!(advertise("", any, &host).unwrap().to_string(), "10.0.0.5:2377");
+        assert_eq!(advertise("10.9.9.9", any, &host).unwrap().to_string(), "10.9.9.9:2377");
+        assert_eq!(data_path("eth0", &host).unwrap(), "10.0.0.5");
+        assert!(listen("eth7", &host).unwrap_err().message.contains("eth7"));
+        assert!(advertise("0.0.0.0", any, &host).is_err());
+    }
+
+    #[test]
+    fn several_addresses_are_not_guessed_among() {
+        let host = host(&[("eth0", "10.0.0.5"), ("eth1", "10.1.0.5")]);
+        let fault = advertise("", listen("", &host).unwrap(), &host).unwrap_err();
+        assert!(fault.message.contains("10.0.0.5 on eth0 and 10.1.0.5 on eth1"), "{fault}");
+    }
+}

@@ -1,0 +1,167 @@
+//! The control API on the local socket, while this node is a manager.
+//!
+//! Owns: handing calls to the manager in this node, and docker's words when there is none.
+//! Does not know: any call. Invariant: on a worker no call reaches a manager with its certificate.
+
+use std::sync::Arc;
+
+use manager::CallerUid;
+use tonic::{Request, Response, Status};
+use types::{ErrorCode, Fault};
+use wire::status_of;
+use wire::v1::control_server::Control;
+use wire::v1::{self};
+
+use crate::node::Node;
+use crate::socket::CallerInfo;
+
+const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or \
+                      modify cluster state. Please run this command on a manager node or promote \
+                      the current node to a manager.";
+const NONE: &str = "This node is not a swarm manager. Use \"shoal swarm init\" or \"shoal swarm \
+                    join\" to connect this node to swarm and try again.";
+const STARTING: &str = "This node is not a swarm manager. Manager is being prepared or has trouble \
+                        connecting to the cluster.";
+
+/// The service `Control` of the local socket.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub node: Arc<Node>,
+}
+
+impl Gate {
+    async fn api(&self) -> Result<crate::manager_part::Api, Status> {
+        let message = match self.node.standing().await {
+            crate::node::Standing::Manager(api) => return Ok(*api),
+            crate::node::Standing::Worker => WORKER,
+            crate::node::Standing::Starting => STARTING,
+            crate::node::Standing::None => NONE,
+        };
+        Err(status_of(&Fault::new(ErrorCode::NotAManager, message)))
+    }
+}
+
+/// Names the caller to the API.
+fn named<T>(mut request: Request<T>) -> Request<T> {
+    if let Some(CallerInfo { uid }) = request.extensions().get().copied() {
+        request.extensions_mut().insert(CallerUid(uid));
+    }
+    request
+}
+
+#[tonic::async_trait]
+impl Control for Gate {
+    async fn get_cluster(
+        &self,
+        request: Request<v1::GetClusterRequest>,
+    ) -> Result<Response<v1::ClusterView>, Status> {
+        Control::get_cluster(&self.api().await?, named(request)).await
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<v1::UpdateClusterRequest>,
+    ) -> Result<Response<v1::ClusterView>, Status> {
+        Control::update_cluster(&self.api().await?, named(request)).await
+    }
+
+    async fn rotate_join_token(
+        &self,
+        request: Request<v1::RotateJoinTokenRequest>,
+    ) -> Result<Response<v1::JoinTokens>, Status> {
+        Control::rotate_join_token(&self.api().await?, named(request)).await
+    }
+
+    async fn get_join_tokens(
+        &self,
+        request: Request<v1::GetJoinTokensRequest>,
+    ) -> Result<Response<v1::JoinTokens>, Status> {
+        Control::get_join_tokens(&self.api().await?, named(request)).await
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::NodeList>, Status> {
+        Control::list_nodes(&self.api().await?, named(request)).await
+    }
+
+    async fn get_node(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::NodeView>, Status> {
+        Control::get_node(&self.api().await?, named(request)).await
+    }
+
+    async fn update_node(
+        &self,
+        request: Request<v1::UpdateNodeRequest>,
+    ) -> Result<Response<v1::NodeView>, Status> {
+        Control::update_node(&self.api().await?, named(request)).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        Control::remove_node(&self.api().await?, named(request)).await
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<v1::CreateServiceRequest>,
+    ) -> Result<Response<v1::CreateServiceResponse>, Status> {
+        Control::create_service(&self.api().await?, named(request)).await
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<v1::ListServicesRequest>,
+    ) -> Result<Response<v1::ServiceList>, Status> {
+        Control::list_services(&self.api().await?, named(request)).await
+    }
+
+    async fn get_service(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::ServiceView>, Status> {
+        Control::get_service(&self.api().await?, named(request)).await
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<v1::UpdateServiceRequest>,
+    ) -> Result<Response<v1::UpdateServiceResponse>, Status> {
+        Control::update_service(&self.api().await?, named(request)).await
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        Control::remove_service(&self.api().await?, named(request)).await
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Result<Response<v1::TaskList>, Status> {
+        Control::list_tasks(&self.api().await?, named(request)).await
+    }
+
+    async fn get_task(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::TaskView>, Status> {
+        Control::get_task(&self.api().await?, named(request)).await
+    }
+
+    type LogsStream = <crate::manager_part::Api as Control>::LogsStream;
+
+    async fn logs(
+        &self,
+        request: Request<v1::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        Control::logs(&self.api().await?, named(request)).await
+    }
+}

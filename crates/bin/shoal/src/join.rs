@@ -1,0 +1,177 @@
+//! Asking managers for what only their leader gives: certificates, a place among the managers.
+//!
+//! Owns: finding the leader by asking, and the calls of joining and renewing.
+//! Does not know: what is done with the answers.
+//! Invariant: every call is bounded, and a refusal is told from a manager that is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pki::{JoinToken, NodeKey, NodeTls, Pinned};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+use types::{ErrorCode, Fault};
+use wire::fault_of;
+use wire::v1::bootstrap_client::BootstrapClient;
+use wire::v1::certificates_client::CertificatesClient;
+use wire::v1::membership_client::MembershipClient;
+use wire::v1::{self, IssueResponse};
+
+/// How long a call is repeated at all managers, and waits between rounds.
+const PATIENCE: Duration = Duration::from_secs(20);
+const ROUND_PAUSE: Duration = Duration::from_millis(250);
+/// One call at one manager.
+const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// Calls one manager after the other until the leader has answered.
+pub(crate) async fn ask_leader<T, F>(
+    addresses: &[String],
+    call: impl Fn(String) -> F,
+) -> Result<T, Fault>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = Fault::new(ErrorCode::Unavailable, "no manager is known");
+    loop {
+        for address in addresses {
+            let mut next = Some(address.clone());
+            // Follow the managers' word on who leads, but not for ever.
+            for _ in 0..3 {
+                let Some(address) = next.take() else { break };
+                match tokio::time::timeout(CALL_MAX, call(address.clone())).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(status)) => {
+                        let fault = fault_of(&status);
+                        if fault.field == "leader" && !fault.hint.is_empty() {
+                            next = Some(fault.hint.clone());
+                        } else if !is_passing(&fault) {
+                            return Err(fault);
+                        }
+                        last = unreachable(&address, &fault);
+                    }
+                    Err(_) => {
+                        let message = format!("manager {address} does not answer");
+                        last = Fault::new(ErrorCode::TimedOut, message);
+                    }
+                }
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(last);
+        }
+        tokio::time::sleep(ROUND_PAUSE).await;
+    }
+}
+
+fn unreachable(address: &str, fault: &Fault) -> Fault {
+    match fault.code {
+        ErrorCode::NoQuorum => fault.clone(),
+        code => Fault::new(code, format!("manager {address}: {fault}")),
+    }
+}
+
+fn is_passing(fault: &Fault) -> bool {
+    let lost = fault.code == ErrorCode::Internal && fault.message.contains("transport");
+    lost || matches!(fault.code, ErrorCode::Unavailable | ErrorCode::NoQuorum | ErrorCode::TimedOut)
+}
+
+/// A certificate for a new node, against a token, and the root that the token names.
+pub(crate) async fn issue(
+    token: &JoinToken,
+    remotes: &[String],
+    key: &NodeKey,
+    availability: i32,
+    hostname: &str,
+) -> Result<IssueResponse, Fault> {
+    let internal = |error: String| Fault::new(ErrorCode::Internal, error);
+    let pinned = Pinned::new(token.digest.clone()).map_err(|e| internal(e.to_string()))?;
+    let csr = key.request().map_err(|error| internal(error.to_string()))?;
+    let request = v1::IssueRequest {
+        csr,
+        token: token.text().to_string(),
+        availability,
+        hostname: hostname.to_owned(),
+    };
+    let result = ask_leader(remotes, |address| {
+        let (request, connector) = (request.clone(), pinned.connector());
+        async move {
+            let channel = dial(&address, connector)?;
+            BootstrapClient::new(channel).issue(request).await.map(tonic::Response::into_inner)
+        }
+    })
+    .await;
+    let mut issued = match (result, pinned.root_pem()) {
+        (Ok(issued), Ok(root)) => IssueResponse { root, ..issued },
+        (Err(_), Err(pki::PinError::Refused(mismatch))) => {
+            let message = format!("the manager's cluster is not the token's: {mismatch}");
+            return Err(Fault::invalid("--token", message)
+                .hint("ask a manager of the right cluster: shoal swarm join-token worker"));
+        }
+        (Err(fault), _) => return Err(fault),
+        (Ok(_), Err(error)) => return Err(internal(error.to_string())),
+    };
+    if issued.managers.is_empty() {
+        issued.managers = remotes.to_vec();
+    }
+    Ok(issued)
+}
+
+fn dial(address: &str, connector: pki::Connector) -> Result<Channel, Status> {
+    pki::channel(address, connector)
+        .map_err(|error| wire::status_of(&Fault::invalid("HOST:PORT", error.to_string())))
+}
+
+fn own_channel(address: &str, tls: &Arc<NodeTls>) -> Result<Channel, Status> {
+    let connector = pki::connector(tls, pki::Expected::default())
+        .map_err(|error| Status::internal(error.to_string()))?;
+    dial(address, connector)
+}
+
+/// A new certificate for this node, with the role that the cluster wants it to have.
+pub(crate) async fn renew(
+    tls: &Arc<NodeTls>,
+    managers: &[String],
+    key: &NodeKey,
+) -> Result<IssueResponse, Fault> {
+    let csr = key.request().map_err(|error| Fault::new(ErrorCode::Internal, error.to_string()))?;
+    ask_leader(managers, |address| {
+        let (request, tls) = (v1::RenewRequest { csr: csr.clone() }, Arc::clone(tls));
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            CertificatesClient::new(channel).renew(request).await.map(tonic::Response::into_inner)
+        }
+    })
+    .await
+}
+
+/// A Raft number for this node, which joins the managers.
+pub(crate) async fn join_managers(
+    tls: &Arc<NodeTls>,
+    managers: &[String],
+    own_address: &str,
+) -> Result<u64, Fault> {
+    ask_leader(managers, |address| {
+        let request = v1::MembershipJoinRequest { address: own_address.to_owned() };
+        let tls = Arc::clone(tls);
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            let joined = MembershipClient::new(channel).join(request).await?;
+            Ok(joined.into_inner().raft_id)
+        }
+    })
+    .await
+}
+
+/// Leaves the managers; returns once they have let this node go.
+pub(crate) async fn leave_managers(tls: &Arc<NodeTls>, managers: &[String]) -> Result<(), Fault> {
+    ask_leader(managers, |address| {
+        let tls = Arc::clone(tls);
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            MembershipClient::new(channel).leave(v1::MembershipLeaveRequest {}).await.map(drop)
+        }
+    })
+    .await
+}
