@@ -10,6 +10,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use futures::{Stream, TryStreamExt};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use crate::codec;
@@ -39,6 +40,21 @@ impl LogStore {
     }
 }
 
+/// First index and the one after the last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(to) => *to,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
 impl From<WalError> for io::Error {
     fn from(error: WalError) -> Self {
         io::Error::other(base::chain(&error).to_string())
@@ -50,17 +66,30 @@ impl RaftLogReader<Types> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,
     {
-        let from = match range.start_bound() {
-            Bound::Included(from) => *from,
-            Bound::Excluded(before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let to = match range.end_bound() {
-            Bound::Included(last) => last + 1,
-            Bound::Excluded(to) => *to,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (from, to) = bounds(&range);
         self.read(from, to, usize::MAX)
+    }
+
+    /// Read piece by piece as it is applied: a long log after a restart does not fit in memory.
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let ((from, to), log) = (bounds(&range), self.clone());
+        let pieces = futures::stream::try_unfold((log, from), move |(log, from)| {
+            let piece = match from < to {
+                true => log.read(from, to, READ_BYTES_MAX),
+                false => Ok(Vec::new()),
+            };
+            futures::future::ready(piece.map(|entries| {
+                let next = from + entries.len() as u64;
+                (!entries.is_empty()).then_some((entries, (log, next)))
+            }))
+        });
+        pieces.map_ok(|entries| futures::stream::iter(entries.into_iter().map(Ok))).try_flatten()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {

@@ -5,6 +5,9 @@
 //! Invariant: a reply is given only to what a majority has on disk; when that is not known, the
 //! error says so.
 
+#[cfg(test)]
+mod recorded;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

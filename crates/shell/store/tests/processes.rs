@@ -297,3 +297,42 @@ fn a_stopped_leader_goes_on_as_a_follower_and_nothing_is_lost() {
         assert!(Instant::now() < deadline, "{found:?}");
     }
 }
+
+/// A process that does nothing, as fast as it can, until it is dropped.
+struct Busy(Child);
+
+impl Busy {
+    fn start() -> Self {
+        Self(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// `SHOAL_BUSY_SECONDS` makes it longer.
+#[test]
+fn busy_cores_cause_no_election() {
+    let seconds = std::env::var("SHOAL_BUSY_SECONDS").ok().and_then(|text| text.parse().ok());
+    let time = Duration::from_secs(seconds.unwrap_or(10));
+    let mut managers = cluster(3);
+    let leader = propose(&mut managers, "before=x", None);
+    let term = managers[leader].ask("term");
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let busy: Vec<_> = (0..2 * cores).map(|_| Busy::start()).collect();
+    let (mut written, until) = (0, Instant::now() + time);
+    while Instant::now() < until {
+        if matches!(managers[leader].ask(&format!("propose {written}=x")), Some(Ok(_))) {
+            written += 1;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(busy);
+    println!("{written} writes while all cores were busy for {time:?}");
+    assert_eq!(managers[leader].ask("term"), term);
+    assert!(written > 0);
+}
