@@ -38,6 +38,23 @@ pub(crate) fn everything_below(folder: &Path) {
     for cgroup in cgroups {
         remove_cgroup(&cgroup);
     }
+    for id in instances(folder) {
+        let pattern = format!("*/shoal/{id}*");
+        let find = ["/sys/fs/cgroup", "-depth", "-type", "d", "-path", &pattern];
+        // A cgroup that is in use stays and is reported by whoever uses it.
+        drop(tool("find", &[&find[..], &["-exec", "rmdir", "{}", ";"]].concat()));
+    }
+}
+
+/// Ids of the daemons that kept their data below `folder`: their cgroups carry them.
+fn instances(folder: &Path) -> Vec<String> {
+    let hosts = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    hosts
+        .chain([folder.to_path_buf()])
+        .filter_map(|host| fs::read_to_string(host.join("data/instance")).ok())
+        .map(|id| id.trim().to_owned())
+        .filter(|id| id.len() >= 6 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        .collect()
 }
 
 /// Processes whose command line names `folder`, and all that descend from them.

@@ -252,23 +252,26 @@ impl Screen {
         }
         let mut text =
             format!("overall progress: {} out of {} tasks", verdict.running, verdict.desired);
+        let mut countdown = None;
         if let Some(seconds) = verdict.verify_secs.filter(|seconds| *seconds > 0) {
-            let verify =
-                format!("verify: Waiting {seconds} seconds to verify that tasks are stable...");
-            text = if self.bars.is_some() { format!("{text}\n{verify}") } else { verify };
+            countdown = Some(format!(
+                "verify: Waiting {seconds} seconds to verify that tasks are stable..."
+            ));
         } else if !service.reasons.is_empty() {
             text = format!("{text}: {}", verdict.waits_for);
         }
-        match &self.overall {
-            Some(overall) => overall.set_message(text.clone()),
-            // Every second of a countdown would fill a log.
-            None if text != self.last && !self.last.starts_with("verify:") => {
+        match (&self.overall, countdown) {
+            (Some(overall), Some(countdown)) => overall.set_message(format!("{text}\n{countdown}")),
+            (Some(overall), None) => overall.set_message(text),
+            // Lines only when something changes: a countdown would fill a log.
+            (None, countdown) if text != self.last => {
                 // A closed pipe shows at the last line; progress is not worth an error.
                 drop(print_line(&text));
+                drop(countdown.map(print_line));
+                self.last = text;
             }
-            None => {}
+            (None, _) => {}
         }
-        self.last = text;
         self.show_slots(verdict.desired, tasks, service);
     }
 

@@ -58,7 +58,7 @@ async fn load(daemon: &mut Daemon, args: &Load) -> Result<(), CliError> {
             print_line(format!("Loaded image ID: {}", image.id))?;
         }
         for name in &image.references {
-            print_line(format!("Loaded image: {name}"))?;
+            print_line(format!("Loaded image: {}", familiar(name)))?;
         }
     }
     Ok(())
@@ -214,11 +214,11 @@ fn rows(image: &v1::Image, in_full: bool, now: Timestamp) -> Vec<Row> {
     let bare = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
     let created = Timestamp(image.created_at);
     let row = |reference: &String| {
-        let (repository, tag) = split_tag(reference);
+        let (repository, tag) = split_tag(familiar(reference));
         let digest = image
             .digests
             .iter()
-            .find_map(|digest| digest.strip_prefix(&format!("{repository}@")))
+            .find_map(|digest| familiar(digest).strip_prefix(&format!("{repository}@")))
             .or_else(|| image.digests.first().and_then(|digest| digest.rsplit('@').next()));
         row_of(json!({
             "Repository": repository, "Tag": tag, "Digest": digest.unwrap_or("<none>"),
@@ -228,6 +228,13 @@ fn rows(image: &v1::Image, in_full: bool, now: Timestamp) -> Vec<Row> {
         }))
     };
     references.iter().map(row).collect()
+}
+
+/// As people write it: `docker.io` and its `library` are understood.
+fn familiar(reference: &str) -> &str {
+    let name = reference.strip_prefix("docker.io/").unwrap_or(reference);
+    let bare = name.strip_prefix("library/").filter(|rest| !rest.contains('/'));
+    if name.len() == reference.len() { name } else { bare.unwrap_or(name) }
 }
 
 fn split_tag(reference: &str) -> (&str, &str) {
@@ -275,5 +282,17 @@ mod tests {
         assert_eq!((of(1, "Repository"), of(1, "Tag")), ("app".into(), "<none>".into()));
         assert_eq!((of(0, "ID"), of(0, "Size")), ("0123456789ab".into(), "4.26MB".into()));
         assert_eq!(of(1, "Digest"), "sha256:ff");
+    }
+
+    #[test]
+    fn references_are_shown_as_people_write_them() {
+        for (reference, shown) in [
+            ("docker.io/library/nginx:1", "nginx:1"),
+            ("docker.io/shoal/whoami:latest", "shoal/whoami:latest"),
+            ("reg.local:5000/library/app:1", "reg.local:5000/library/app:1"),
+            ("library/app", "library/app"),
+        ] {
+            assert_eq!(familiar(reference), shown);
+        }
     }
 }
