@@ -9,6 +9,7 @@ mod images;
 mod life;
 mod logs;
 mod probe;
+mod registry;
 mod security;
 mod support;
 
@@ -24,7 +25,8 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == probe::SUBCOMMAND) {
         return probe::run(&args[1..]);
     }
-    let tests: Vec<Test> = [life::TESTS, logs::TESTS, security::TESTS, images::TESTS].concat();
+    let tests: Vec<Test> =
+        [life::TESTS, logs::TESTS, security::TESTS, images::TESTS, registry::TESTS].concat();
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in &tests {
             println!("{name}: test");
