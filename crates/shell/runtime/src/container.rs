@@ -350,6 +350,11 @@ impl Container {
         self.advance(Phase::Lost);
     }
 
+    /// The container is no more: whoever still waits for it or follows its output stops.
+    pub(crate) fn end_waiting(&self) {
+        self.advance(Phase::Lost);
+    }
+
     /// Waits until the shim has ended; one that does not is killed. Blocks.
     pub(crate) fn wait_for_shim(&self, limit: Duration) -> Result<(), RuntimeError> {
         let deadline = std::time::Instant::now() + limit;

@@ -65,7 +65,7 @@ pub(crate) fn create(inner: &Inner, config: &ContainerConfig) -> Result<(), Runt
 
 fn check_id(id: &str) -> Result<(), RuntimeError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    if id.is_empty() || id.len() > 64 || !id.bytes().all(allowed) || id == "shims" {
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(allowed) || id == shim::SHIMS_GROUP {
         return Err(invalid("id", format!("{id:?} must be 1 to 64 letters, digits, - and _")));
     }
     Ok(())

@@ -25,7 +25,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ports::runtime::{
     BoxStream, ContainerConfig, ContainerObservation, ContainerState, ImageRecord, LogLine,
@@ -95,6 +95,12 @@ impl ContainerRuntime {
                 }
             }
         }
+        for container in &found {
+            // Whose state is not on disk yet says it itself, at once; a shim that does not is seen
+            // as starting until it does or its silence counts as its end.
+            let settled = container.wait_for(|phase| *phase != Phase::Starting);
+            let _ = tokio::time::timeout(ADOPTION_LIMIT, settled).await;
+        }
         let store = Arc::clone(&runtime.inner.store);
         tokio::task::spawn_blocking(move || store.empty_trash());
         Ok(runtime)
@@ -159,7 +165,35 @@ impl Inner {
             let phase = observe_phase(&record, &path, &run_dir, &self.boot_id, &self.cgroups);
             self.insert(Container::new(record, path, run_dir, self.cgroups.clone(), phase));
         }
+        self.sweep_orphans();
         Ok(self.all_containers())
+    }
+
+    /// Ends and removes what has no record: a removal that was cut short, or a data directory that
+    /// somebody emptied. Only groups and directories of this instance are looked at.
+    fn sweep_orphans(&self) {
+        let options = &self.options;
+        let group = Path::new("/").join(&options.cgroup_parent).join(&options.instance_id);
+        let run_dirs = options.run_dir.join(CONTAINERS_DIR);
+        let mut names = BTreeSet::new();
+        for dir in self.cgroups.dirs(&group).iter().chain([&run_dirs]) {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            let dirs = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+            names.extend(dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        }
+        names.remove(shim::SHIMS_GROUP);
+        for name in names.iter().filter(|name| self.container(name).is_none()) {
+            tracing::warn!(task.id = %name, "leftovers without a record: removed");
+            let group = group.join(name);
+            let ended = self
+                .cgroups
+                .kill(&group, ORPHAN_LIMIT)
+                .and_then(|()| self.cgroups.remove(&group, ORPHAN_LIMIT));
+            let _ = fs::remove_dir_all(run_dirs.join(name));
+            if let Err(error) = ended {
+                tracing::error!(task.id = %name, %error, "leftovers stay");
+            }
+        }
     }
 
     fn insert(&self, container: Container) {
@@ -227,6 +261,8 @@ impl Runtime for ContainerRuntime {
     }
 
     async fn create(&self, config: &ContainerConfig) -> Result<(), RuntimeError> {
+        // Until the container holds its layers nobody may sweep them.
+        let _kept = self.inner.store.sweep_lock.read().await;
         let (inner, config) = (Arc::clone(&self.inner), config.clone());
         blocking("create the container", move || create::create(&inner, &config)).await
     }
@@ -277,6 +313,11 @@ fn now_ms() -> u64 {
 }
 
 const CONTAINERS_DIR: &str = "containers";
+/// For the shims that are starting a container just now.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(5);
+
+/// For processes without a record to be gone.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
 const FILTERS_DIR: &str = "seccomp";
 /// What the daemon remembers of a container, in the container's directory.
 const RECORD: &str = "container.json";

@@ -97,15 +97,16 @@ pub(crate) async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeEr
     blocking("remove the container", move || {
         this.wait_for_shim(SHIM_END_LIMIT)?;
         this.kill_group()?;
-        // First the run directory: while the record is there, a crash here is only a retry.
+        // First the record: a run directory without one is swept at the next start.
+        owner.store.discard(&this.dir);
         match std::fs::remove_dir_all(&this.run_dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(io_failed("remove the run directory", &this.run_dir)(error));
             }
             _ => {}
         }
-        owner.store.discard(&this.dir);
         owner.forget(&this.record.id);
+        this.end_waiting();
         Ok(())
     })
     .await?;
@@ -145,7 +146,8 @@ async fn send_logs(
     .await?;
     loop {
         // Looked at before reading: what was printed before the end is read after it.
-        let ended = container.phase().has_ended() || container.phase() == Phase::Created;
+        let phase = container.phase();
+        let ended = phase.has_ended() || phase == Phase::Created && !follow;
         let step = io_failed("read the log", &path);
         let (back, batch) = blocking("read the log", move || {
             let batch = reader.next_batch().map_err(step)?;
@@ -214,6 +216,7 @@ pub(crate) fn load_image(
         if let Err(error) = load(&inner, stream, &sender).await {
             let _ = sender.send(Err(error)).await;
         }
+        sweep_later(&inner);
     });
     receiver_stream(receiver)
 }

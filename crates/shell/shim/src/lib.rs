@@ -34,6 +34,10 @@ use std::path::PathBuf;
 /// First argument that makes the binary a shim.
 pub const SUBCOMMAND: &str = "shim";
 
+/// Group of all shims of one daemon, beside the groups of its containers; no container has this
+/// name.
+pub const SHIMS_GROUP: &str = "shims";
+
 /// Becomes a shim when the arguments say so, and then never returns.
 ///
 /// Call this first in `main`. With any other first argument it does nothing.

@@ -19,7 +19,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 
-use crate::Inherited;
 use crate::cgroup::Cgroups;
 use crate::container::{self, Running, StartFailure, set_nonblocking};
 use crate::files::{self, ExitRecord, FORMAT, StateRecord};
@@ -28,6 +27,7 @@ use crate::logfile::{LogWriter, Stream};
 use crate::process::ProcessIdentity;
 use crate::proto::{Decoder, Report, Request};
 use crate::sys::prctl;
+use crate::{Inherited, SHIMS_GROUP};
 
 /// Runs the container in `dir` to its end; the result is the shim's own exit code.
 pub(crate) fn run(dir: PathBuf, inherited: Inherited) -> i32 {
@@ -51,6 +51,26 @@ struct Shim {
     /// What a new connection is told after the greeting.
     latest: Option<Report>,
     _inherited_lock: OwnedFd,
+}
+
+/// The first process of the container, as it was when its program had been executed.
+struct Started {
+    pid: u32,
+    at_ms: u64,
+    identity: Result<ProcessIdentity, String>,
+}
+
+impl Started {
+    fn observe(pid: i32) -> Self {
+        let pid = pid as u32;
+        let identity = ProcessIdentity::observe(pid).map_err(|error| error.to_string());
+        Self { pid, at_ms: now_ns() / 1_000_000, identity }
+    }
+
+    fn report(&self) -> Report {
+        let start_ticks = self.identity.as_ref().map_or(0, |identity| identity.start_ticks);
+        Report::Started { pid: self.pid, start_ticks, at_ms: self.at_ms }
+    }
 }
 
 /// A connected daemon.
@@ -130,8 +150,11 @@ impl Shim {
     }
 
     fn supervise(mut self, running: Running, log: LogWriter) -> i32 {
-        let started = self.record_start(running.pid);
-        self.broadcast(started);
+        // First the news, which somebody waits for: the record only helps a later daemon, and one
+        // that does not find it asks.
+        let started = Started::observe(running.pid);
+        self.broadcast(started.report());
+        self.record_start(&started);
         let mut output = Output::new(running.stdout, running.stderr, log);
         let status = loop {
             self.turn(&mut output, PollTimeout::NONE);
@@ -156,23 +179,21 @@ impl Shim {
         self.end()
     }
 
-    fn record_start(&self, pid: i32) -> Report {
-        let at_ms = now_ns() / 1_000_000;
-        let pid = pid as u32;
-        let identity = |pid| ProcessIdentity::observe(pid);
-        let record = identity(pid).and_then(|container| {
-            let shim = identity(std::process::id())?;
-            Ok(StateRecord { format: FORMAT, container, shim, started_at_ms: at_ms })
-        });
-        let start_ticks = record.as_ref().map_or(0, |record| record.container.start_ticks);
-        let written = record.and_then(|record| {
+    fn record_start(&self, started: &Started) {
+        let shim = ProcessIdentity::observe(std::process::id());
+        let written = started.identity.clone().map_err(io::Error::other).and_then(|container| {
+            let record = StateRecord {
+                format: FORMAT,
+                container,
+                shim: shim?,
+                started_at_ms: started.at_ms,
+            };
             files::write_record(&self.launch.run_dir.join(files::STATE), &record)
         });
         if let Err(error) = written {
             // A program that has ended at once cannot be observed; its exit record will say more.
             eprintln!("shoal shim: state record: {error}");
         }
-        Report::Started { pid, start_ticks, at_ms }
     }
 
     /// On a full disk the run directory, usually memory, takes the record.
@@ -433,9 +454,6 @@ fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
-
-/// Group of all shims of one daemon, beside those of its containers.
-const SHIMS_GROUP: &str = "shims";
 
 /// The kernel should end almost anything before the process that keeps the exit status.
 const OOM_SCORE: &str = "-999";

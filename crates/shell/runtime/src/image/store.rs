@@ -26,6 +26,8 @@ pub(crate) struct ImageStore {
     data_dir: PathBuf,
     database: Database,
     known: Mutex<Known>,
+    /// One change of the records at a time, from reading them to writing them.
+    changes: Mutex<()>,
     /// One at a time may unpack a given layer; the others find it done.
     layer_turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Held for reading while layers are collected that no record names yet.
@@ -63,6 +65,7 @@ impl ImageStore {
             data_dir: data_dir.to_owned(),
             database,
             known: Mutex::new(known),
+            changes: Mutex::new(()),
             layer_turns: Mutex::new(BTreeMap::new()),
             sweep_lock: tokio::sync::RwLock::new(()),
             next: AtomicU64::new(0),
@@ -176,6 +179,7 @@ impl ImageStore {
         File::open(&dir)
             .and_then(|dir| nix::unistd::syncfs(&dir).map_err(io::Error::from))
             .map_err(io_failed("sync the layers", &dir))?;
+        let _change = self.change();
         let mut known = self.known();
         let mut changed = vec![known.merge(image)];
         let (id, taken) = (changed[0].id.clone(), changed[0].references.clone());
@@ -206,6 +210,7 @@ impl ImageStore {
         force: bool,
         in_use: impl Fn(&str) -> Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
+        let _change = self.change();
         let missing =
             || RuntimeError::ImageMissing { reference: text.to_owned(), detail: String::new() };
         let mut image = self.find(text)?.ok_or_else(missing)?;
@@ -251,6 +256,7 @@ impl ImageStore {
     /// Moves layers out of the way that neither an image nor `held` names. The caller holds
     /// `sweep_lock` for writing. Returns whether there is now something in the trash.
     pub(crate) fn sweep(&self, held: &BTreeSet<String>) -> Result<bool, RuntimeError> {
+        let _change = self.change();
         let mut known = self.known();
         let live: BTreeSet<&String> =
             known.images.values().flat_map(|image| &image.layers).chain(held).collect();
@@ -341,6 +347,10 @@ impl ImageStore {
 
     fn link_path(&self, diff_id: &str) -> PathBuf {
         self.layers_dir().join(LINKS_DIR).join(short_name(diff_id))
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             Err(_) => failed.push(*name),
         }
     }
+    support::remove_template();
     println!("test result: {passed} passed; {} failed {failed:?}", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use base::Millis;
@@ -29,19 +30,20 @@ impl Host {
     /// A fresh daemon with the test image.
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        copy(&template().join("data"), dir.path());
         let instance = format!("t{}", dir.path().file_name().unwrap().to_str().unwrap())
             .replace(['.', '_'], "-");
         let runtime = ContainerRuntime::open(options(dir.path(), &instance)).await.unwrap();
-        let host = Self { dir, instance, runtime };
-        host.load(image_archive(&[&base_layer()], &[IMAGE], config_json())).await.unwrap();
-        host
+        Self { dir, instance, runtime }
     }
 
     /// What a new daemon sees after the old one has gone.
     pub(crate) async fn reopen(&mut self) {
         // Whoever has the records open has them locked, so the old one goes first.
         let aside = self.dir.path().join("aside");
-        let aside = ContainerRuntime::open(options(&aside, &self.instance)).await.unwrap();
+        let aside = ContainerRuntime::open(options(&aside, &format!("{}-aside", self.instance)))
+            .await
+            .unwrap();
         drop(std::mem::replace(&mut self.runtime, aside));
         let deadline = Instant::now() + Duration::from_secs(30);
         self.runtime = loop {
@@ -66,10 +68,7 @@ impl Host {
     }
 
     pub(crate) async fn load(&self, archive: Vec<u8>) -> Result<Vec<ImageRecord>, RuntimeError> {
-        let chunks: Vec<std::io::Result<Bytes>> =
-            archive.chunks(64 * 1024).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-        let stream = self.runtime.load_image(Box::pin(futures::stream::iter(chunks)));
-        collect_images(stream).await
+        load(&self.runtime, archive).await
     }
 
     /// Creates and starts.
@@ -153,6 +152,47 @@ pub(crate) fn options(dir: &Path, instance: &str) -> Options {
     }
 }
 
+async fn load(
+    runtime: &ContainerRuntime,
+    archive: Vec<u8>,
+) -> Result<Vec<ImageRecord>, RuntimeError> {
+    let chunks: Vec<std::io::Result<Bytes>> =
+        archive.chunks(64 * 1024).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+    collect_images(runtime.load_image(Box::pin(futures::stream::iter(chunks)))).await
+}
+
+/// A data directory with the test image, made once: copying is faster than loading.
+fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let dir = std::env::temp_dir().join(format!("shoal-template-{}", std::process::id()));
+        let options = options(&dir, "template");
+        std::thread::spawn(move || {
+            block_on(async move {
+                let runtime = ContainerRuntime::open(options).await.unwrap();
+                let archive =
+                    image_archive(&[&base_layer(), &probe_layer()], &[IMAGE], config_json());
+                load(&runtime, archive).await.unwrap();
+            });
+        })
+        .join()
+        .unwrap();
+        dir
+    })
+}
+
+/// At the end of all tests.
+pub(crate) fn remove_template() {
+    let name = format!("shoal-template-{}", std::process::id());
+    let _ = std::fs::remove_dir_all(std::env::temp_dir().join(name));
+}
+
+fn copy(from: &Path, into: &Path) {
+    let status =
+        std::process::Command::new("/bin/busybox").args(["cp", "-a"]).arg(from).arg(into).status();
+    assert!(status.unwrap().success());
+}
+
 /// A container that runs a shell script.
 pub(crate) fn shell(id: &str, script: &str) -> ContainerConfig {
     ContainerConfig {
@@ -212,7 +252,7 @@ pub(crate) fn block_on(test: impl Future<Output = ()>) {
         .block_on(test);
 }
 
-/// busybox with its applets, this binary as `/probe` with its libraries, users and directories.
+/// busybox with its applets, users and directories.
 pub(crate) fn base_layer() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for dir in ["bin", "etc", "tmp", "proc", "dev", "sys", "lib", "lib64", "usr", "usr/lib"] {
@@ -239,6 +279,12 @@ pub(crate) fn base_layer() -> Vec<u8> {
     append(&mut layer, tar::EntryType::Regular, "etc/passwd", 0o644, PASSWD.as_bytes());
     append(&mut layer, tar::EntryType::Regular, "etc/group", 0o644, GROUP.as_bytes());
     append(&mut layer, tar::EntryType::Regular, "bin/plain", 0o644, b"not a program");
+    layer.into_inner().unwrap()
+}
+
+/// This binary as `/probe`, with its libraries.
+fn probe_layer() -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
     let program = std::env::current_exe().unwrap();
     append(&mut layer, tar::EntryType::Regular, "probe", 0o755, &stripped(&program));
     for library in libraries(&program) {
