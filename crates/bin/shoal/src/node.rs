@@ -218,7 +218,7 @@ impl Node {
             network: self.network.clone(),
             clock: self.clock,
             dialer: GrpcDialer::new(Arc::clone(&tls)),
-            db: TaskDb::open(&self.dir.tasks())?,
+            db: Arc::new(TaskDb::open(&self.dir.tasks())?),
             ids: self.source(),
             managers: settings.remotes.clone(),
             description: self.description.subscribe(),

@@ -70,6 +70,29 @@ impl TaskDb {
             source: Box::new(source),
         };
         let db = Database::create(path).map_err(|error| failed(error.into()))?;
+        Self::prepare(db, path)
+    }
+
+    /// A database that lives as long as this value, for simulation.
+    ///
+    /// # Errors
+    /// Never in practice: memory does not fail.
+    pub fn in_memory() -> Result<Self, DbError> {
+        let path = Path::new("memory");
+        let failed = |source: redb::Error| DbError::Database {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let backend = redb::backends::InMemoryBackend::new();
+        let db = Database::builder().create_with_backend(backend);
+        Self::prepare(db.map_err(|error| failed(error.into()))?, path)
+    }
+
+    fn prepare(db: Database, path: &Path) -> Result<Self, DbError> {
+        let failed = |source: redb::Error| DbError::Database {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
         let create = || -> Result<(), redb::Error> {
             let write = db.begin_write()?;
             write.open_table(TASKS)?;

@@ -48,7 +48,7 @@ pub struct Options<R, N, C, D> {
     pub network: N,
     pub clock: C,
     pub dialer: D,
-    pub db: TaskDb,
+    pub db: Arc<TaskDb>,
     pub ids: IdSource,
     /// Addresses to try when the node's own record has none.
     pub managers: Vec<String>,
@@ -100,7 +100,7 @@ struct Session {
 pub struct Agent<R, N, C, D> {
     node: Arc<Node<R, N, C>>,
     dialer: Arc<D>,
-    db: TaskDb,
+    db: Arc<TaskDb>,
     ids: IdSource,
     node_id: NodeId,
     hostname: String,

@@ -1,0 +1,41 @@
+//! The seeds that every test run plays.
+//!
+//! A failing seed becomes a named test below, with what it showed.
+
+use sim::{Plan, run};
+
+/// Each quarter in a test of its own, so that both cores work.
+fn play(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let outcome = run(Plan::new(seed));
+        assert_eq!(outcome.violation, None, "cargo run -p sim -- --seed {seed}");
+        assert!(outcome.entries > 20, "seed {seed} did nothing");
+    }
+}
+
+#[test]
+fn seeds_1_to_50() {
+    play(1..51);
+}
+
+#[test]
+fn seeds_51_to_100() {
+    play(51..101);
+}
+
+#[test]
+fn seeds_101_to_150() {
+    play(101..151);
+}
+
+#[test]
+fn seeds_151_to_200() {
+    play(151..201);
+}
+
+#[test]
+fn a_seed_is_replayed_bit_for_bit() {
+    let first = run(Plan::new(7));
+    assert_eq!(first, run(Plan::new(7)));
+    assert_ne!(first.digest, run(Plan::new(8)).digest);
+}
