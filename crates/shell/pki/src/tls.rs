@@ -68,7 +68,8 @@ impl NodeTls {
         self.own.load().identity.clone()
     }
 
-    /// For the listening side, speaking `protocol` (ALPN). Clients may come without a certificate: see [`crate::require`].
+    /// For the listening side, speaking `protocol` (ALPN). Clients may come without a
+    /// certificate: see [`crate::require`].
     ///
     /// # Errors
     /// Only when the provider lacks TLS 1.3, which a build decides.

@@ -15,6 +15,8 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 64 * 1024;
 pub const FRAME_BYTES_MAX: usize = PROPOSAL_BYTES_MAX + 4 * 1024;
 /// Bytes of one group commit.
 pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A commit that takes longer is worth a line in the log: the disk, or its neighbours, are slow.
+pub const SLOW_COMMIT: Duration = Duration::from_secs(1);
 /// Operations waiting for the log's writer.
 pub const WRITER_QUEUE_MAX: usize = 4_096;
 /// Recent entries kept in memory, by bytes; older ones are read from the log.
@@ -33,6 +35,8 @@ pub const SPACE_RETRY: Duration = Duration::from_millis(500);
 pub const SPACE_PERIOD: Duration = Duration::from_millis(500);
 /// A leader that cannot give up leadership for want of space tries again after this long.
 pub const SPACE_TRANSFER_RETRY: Duration = Duration::from_secs(15);
+/// How long the handing over of leadership may take, with its repetitions.
+pub const TRANSFER_LIMIT: Duration = Duration::from_secs(5);
 /// Plain bytes of one sealed piece of a snapshot, on disk and on the wire.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// Pieces of a snapshot under way between its reader and the connection.

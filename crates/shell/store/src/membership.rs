@@ -15,10 +15,10 @@ use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
 use tokio::time::Instant;
 
 use crate::errors::{MembershipError, ProposeError};
-use crate::limits::{MEMBERS_MAX, PROMOTE_LAG_MAX, PROMOTE_POLL};
+use crate::limits::{MEMBERS_MAX, PROMOTE_LAG_MAX, PROMOTE_POLL, TRANSFER_LIMIT};
 use crate::machine::Machine;
 use crate::raft_types::{Peer, Types};
-use crate::space::give_up_leadership;
+use crate::space::best_successor;
 use crate::store::{RaftStore, leader_of};
 
 /// One member of the raft.
@@ -180,8 +180,9 @@ impl<M: Machine> RaftStore<M> {
             voters.contains(&raft_id)
         };
         if raft_id == self.inner.raft_id {
-            give_up_leadership(&self.inner.raft, self.inner.tuning).await;
-            return Err(self.after_hand_over().await);
+            self.transfer_leader().await?;
+            let leader = self.leadership().borrow().leader.clone();
+            return Err(MembershipError::NotLeader { leader });
         }
         let ids = BTreeSet::from([raft_id]);
         let change = if is_voter { Change::RemoveVoters(ids) } else { Change::RemoveNodes(ids) };
@@ -197,10 +198,22 @@ impl<M: Machine> RaftStore<M> {
         if let Some(error) = self.not_leader() {
             return Err(error);
         }
-        give_up_leadership(&self.inner.raft, self.inner.tuning).await;
-        match self.after_hand_over().await {
-            MembershipError::NotLeader { .. } => Ok(()),
-            error => Err(error),
+        let target = {
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            best_successor(&metrics, self.inner.tuning).ok_or_else(|| {
+                match metrics.membership_config.voter_ids().count().saturating_sub(1) {
+                    0 => MembershipError::LastManager,
+                    voters => {
+                        let needed = voters / 2 + 1;
+                        MembershipError::LossOfQuorum { reachable: 0, voters, needed }
+                    }
+                }
+            })?
+        };
+        match self.transfer_leader_to(target).await {
+            Err(MembershipError::NotLeader { .. }) => Ok(()),
+            outcome => outcome,
         }
     }
 
@@ -218,28 +231,28 @@ impl<M: Machine> RaftStore<M> {
         if !self.members().iter().any(|member| member.raft_id == raft_id && member.voter) {
             return Err(MembershipError::NotFound);
         }
-        if self.inner.raft.trigger().transfer_leader(raft_id).await.is_err() {
-            return Err(self.stopped().into());
-        }
         let mut leadership = self.leadership();
-        let leads = leadership
-            .wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.raft_id == raft_id));
-        match tokio::time::timeout(self.patience(), leads).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(self.stopped().into()),
-            Err(_) => Err(MembershipError::InProgress),
+        let deadline = Instant::now() + TRANSFER_LIMIT;
+        // A target that lacks entries refuses, so it is asked again when it may have them.
+        while Instant::now() < deadline {
+            if self.inner.raft.trigger().transfer_leader(raft_id).await.is_err() {
+                return Err(self.stopped().into());
+            }
+            let leads = leadership.wait_for(|now| {
+                now.leader.as_ref().is_some_and(|leader| leader.raft_id == raft_id)
+            });
+            let pause = self.inner.tuning.timing.election_max();
+            match tokio::time::timeout(pause, leads).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => return Err(self.stopped().into()),
+                Err(_) => {}
+            }
+            // Somebody else may have won meanwhile; leadership is handed over all the same.
+            if let Some(error) = self.not_leader() {
+                return Err(error);
+            }
         }
-    }
-
-    /// Waits for somebody else to lead.
-    async fn after_hand_over(&self) -> MembershipError {
-        let mut leadership = self.leadership();
-        let other = leadership.wait_for(|now| !now.is_me && now.leader.is_some());
-        match tokio::time::timeout(self.patience(), other).await {
-            Ok(Ok(now)) => MembershipError::NotLeader { leader: now.leader.clone() },
-            Ok(Err(_)) => self.stopped().into(),
-            Err(_) => MembershipError::InProgress,
-        }
+        Err(MembershipError::InProgress)
     }
 
     fn check_quorum_without(

@@ -272,6 +272,7 @@ impl RaftNetworkV2<Types> for Client {
             route: self.route(),
             from: Some(convert::ballot(req.from_leader())),
             last: req.last_log_id().map(convert::log_id),
+            target: *req.to_node_id(),
         };
         let mut client = self.client()?;
         let call = client.transfer(request);

@@ -7,11 +7,13 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
+use openraft::{Instant as _, Raft, RaftMetrics, ServerState};
 use pki::{Identity, Roles};
 use tonic::{Request, Response, Status, Streaming};
 use wire::raft_v1::{self as pb, raft_server};
@@ -34,12 +36,16 @@ pub(crate) struct Server<M: Machine> {
     pub(crate) snapshots: Snapshots,
     /// Tells concurrent receptions apart.
     pub(crate) receptions: AtomicU64,
+    /// When a member last called that leads, or seeks to.
+    pub(crate) heard: Mutex<Option<Instant>>,
+    pub(crate) lease: Duration,
 }
 
 impl<M: Machine> Server<M> {
     /// The caller must be a manager, must mean this member, and must be the node that the
-    /// membership has under its number. A leader this member has not heard of yet is let in: its
-    /// term decides.
+    /// membership has under its number. Somebody the membership does not have is let in only
+    /// while no member leads: it may be a leader added while this member was away. To a cluster
+    /// that is well, a manager that was removed can say nothing.
     fn check(&self, caller: &Identity, route: Option<pb::Route>) -> Result<(), Status> {
         let route = route.ok_or_else(|| Status::invalid_argument("raft message lacks route"))?;
         if route.to != self.own {
@@ -48,14 +54,27 @@ impl<M: Machine> Server<M> {
                 self.own, route.to
             )));
         }
-        let metrics = self.raft.server_metrics();
+        let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         match metrics.membership_config.membership().get_node(&route.from) {
-            Some(peer) if peer.node != caller.node.as_u128() => Err(Status::permission_denied(
-                format!("node {} is not the member with raft number {:x}", caller.node, route.from),
-            )),
-            _ => Ok(()),
+            Some(peer) if peer.node == caller.node.as_u128() => {
+                *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                Ok(())
+            }
+            None if !self.is_led(&metrics) => Ok(()),
+            _ => Err(Status::permission_denied(format!(
+                "node {} is not the member with raft number {:x}",
+                caller.node, route.from
+            ))),
         }
+    }
+
+    fn is_led(&self, metrics: &RaftMetrics<Types>) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = metrics.membership_config.voter_ids().count() == 1;
+        heard.is_some_and(|at| at.elapsed() < self.lease)
+            || metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < self.lease)
+            || alone && metrics.state == ServerState::Leader
     }
 
     async fn receive(
@@ -177,7 +196,7 @@ impl<M: Machine> raft_server::Raft for Server<M> {
         self.check(caller, message.route)?;
         let from = convert::required_ballot(message.from).map_err(malformed)?;
         let last = message.last.map(convert::to_log_id);
-        let transfer = TransferLeaderRequest::new(from, self.own, last);
+        let transfer = TransferLeaderRequest::new(from, message.target, last);
         let answer = self.raft.handle_transfer_leader(transfer).await;
         let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
         let refused = answer.err().map_or_else(String::new, |error| error.to_string());

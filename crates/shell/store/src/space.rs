@@ -135,7 +135,10 @@ pub(crate) async fn give_up_leadership<M: Machine>(
     true
 }
 
-fn best_successor(metrics: &openraft::RaftMetrics<Types>, tuning: Tuning) -> Option<u64> {
+pub(crate) fn best_successor(
+    metrics: &openraft::RaftMetrics<Types>,
+    tuning: Tuning,
+) -> Option<u64> {
     let lease = tuning.timing.election_max() * 2;
     let voters = metrics.membership_config.voter_ids().filter(|id| *id != metrics.id);
     let heard = |id: &u64| {

@@ -360,6 +360,8 @@ impl<M: Machine> Parts<M> {
             raft: raft.clone(),
             snapshots: self.snapshots,
             receptions: AtomicU64::new(0),
+            heard: Mutex::new(None),
+            lease: self.tuning.timing.election_max() * 2,
         };
         let server = RaftServer::new(server)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

@@ -46,7 +46,7 @@ async fn call(
             client.snapshot(stream::iter([pb::SnapshotPart { part }])).await.map(drop)
         }
         _ => {
-            let transfer = pb::TransferRequest { route, from: ballot(), last: None };
+            let transfer = pb::TransferRequest { route, from: ballot(), ..Default::default() };
             client.transfer(transfer).await.map(drop)
         }
     }
@@ -66,6 +66,7 @@ async fn only_the_right_manager_is_listened_to() {
     for (who, connector, route, code) in [
         ("worker", connector(&worker), route(other, own), Code::PermissionDenied),
         ("node of another number", connector(&stranger), route(other, own), Code::PermissionDenied),
+        ("unknown manager", connector(&stranger), route(77, own), Code::PermissionDenied),
         ("other target", connector(&manager), route(other, 55), Code::FailedPrecondition),
         ("no route", connector(&manager), None, Code::InvalidArgument),
     ] {

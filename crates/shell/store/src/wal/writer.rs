@@ -18,7 +18,7 @@ use bytes::Bytes;
 use pki::DataKey;
 
 use crate::disk::{Disk, DiskFile, is_full};
-use crate::limits::{COMMIT_BYTES_MAX, SPACE_RETRY};
+use crate::limits::{COMMIT_BYTES_MAX, SLOW_COMMIT, SPACE_RETRY};
 use crate::seal;
 
 use super::format::{Cipher, DATA_OFFSET, FRAME_HEAD_BYTES, Header, Previous, Record};
@@ -250,7 +250,12 @@ impl Writer {
             let sealed = sealed_bytes(&buffer[before..]);
             places.push(Place { segment: current.sequence, offset, sealed });
         }
+        let begun = Instant::now();
         let written = current.file.write_all_at(&buffer, start).and_then(|()| current.file.sync());
+        if begun.elapsed() > SLOW_COMMIT {
+            let millis = begun.elapsed().as_millis() as u64;
+            tracing::warn!(millis, bytes = buffer.len(), "disk is slow to sync the log");
+        }
         if let Err(error) = written {
             let path = self.disk.path(&segment_name(current.sequence));
             let reason =
@@ -336,7 +341,7 @@ impl Writer {
                 index.segments.remove(&sequence)
             };
             if let Err(error) = self.reclaim(&segment_name(sequence), segment) {
-                tracing::warn!(segment = sequence, %error, "old log segment could not be reclaimed");
+                tracing::warn!(segment = sequence, %error, "log segment could not be reclaimed");
             }
         }
         if let Err(error) = self.disk.sync_dir() {

@@ -126,6 +126,7 @@ pub struct SnapshotResponse {
     #[prost(message, optional, tag = "1")]
     pub ballot: ::core::option::Option<Ballot>,
 }
+/// Sent to every voter: the target stands for election, the others let it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferRequest {
     #[prost(message, optional, tag = "1")]
@@ -134,6 +135,9 @@ pub struct TransferRequest {
     pub from: ::core::option::Option<Ballot>,
     #[prost(message, optional, tag = "3")]
     pub last: ::core::option::Option<LogId>,
+    /// Raft number of the voter that is to lead.
+    #[prost(uint64, tag = "4")]
+    pub target: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferResponse {
