@@ -70,10 +70,14 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
                 Step::Start => self.start().await,
                 Step::Stop => self.stop().await,
                 Step::Remove => self.remove().await,
-                Step::Forget => {
-                    let _ = self.node.updates.send(Update::Forgotten(self.identity.id)).await;
-                    return;
-                }
+                // A preparation that failed or was cut short may have left a part of itself.
+                Step::Forget => match self.remove().await {
+                    Outcome::Failed(error) => Outcome::Failed(error),
+                    Outcome::Done | Outcome::GivenUp => {
+                        let _ = self.node.updates.send(Update::Forgotten(self.identity.id)).await;
+                        return;
+                    }
+                },
                 Step::Wait => {
                     if !self.wait().await {
                         return;

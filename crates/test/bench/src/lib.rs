@@ -4,4 +4,6 @@
 //! Invariant: what is measured is the product's own code with its own defaults; nothing is
 //! switched off to be faster.
 
+pub mod etcd;
 pub mod raft;
+pub mod scheduler;

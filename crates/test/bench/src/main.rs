@@ -1,2 +1,194 @@
-//! placeholder
-fn main() {}
+//! Runs the benchmarks and prints ours beside the peer's.
+//!
+//! Owns: the list of benchmarks, the table, and `target/bench.jsonl`.
+//! Does not know: how anything is measured. Invariant: ours and the peer's are measured in one run.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bench::raft::Commits;
+use bench::{etcd, raft, scheduler};
+use clap::Parser;
+use serde_json::json;
+
+/// Measures, and writes what was measured to target/bench.jsonl.
+#[derive(Parser)]
+struct Args {
+    /// Which ones: scheduler, raft, failover; all without a name
+    names: Vec<String>,
+    /// Seconds of each measurement of the log
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Rounds of each measurement; the median is shown
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Trials of a killed leader
+    #[arg(long, default_value_t = 20)]
+    trials: usize,
+}
+
+/// One measurement.
+struct Row {
+    name: String,
+    unit: &'static str,
+    ours: f64,
+    peer: Option<(f64, &'static str)>,
+    rounds: usize,
+}
+
+const BENCHMARKS: [&str; 3] = ["scheduler", "raft", "failover"];
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(unknown) = args.names.iter().find(|name| !BENCHMARKS.contains(&name.as_str())) {
+        bail!("`{unknown}` is not a benchmark: {}", BENCHMARKS.join(", "));
+    }
+    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let mut rows = Vec::new();
+    if wanted("scheduler") {
+        rows.extend(measure_scheduler(args.rounds));
+    }
+    if wanted("raft") {
+        rows.extend(runtime.block_on(measure_raft(&args))?);
+    }
+    if wanted("failover") {
+        rows.push(runtime.block_on(measure_failover(args.trials))?);
+    }
+    print_table(&rows);
+    append(&rows)
+}
+
+fn measure_scheduler(rounds: usize) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let shapes = [
+        ("1000 nodes x 100000 services of 1", 1_000, 100_000, 1),
+        ("10000 nodes x 1000000 replicas of 10 services", 10_000, 10, 100_000),
+    ];
+    for (name, nodes, services, replicas) in shapes {
+        let (view, _) = scheduler::bytes_per_task(|| scheduler::pending(nodes, services, replicas));
+        let runs: Vec<scheduler::Placed> =
+            (0..rounds).map(|_| scheduler::place_all(view.clone(), 20_000)).collect();
+        let median = |value: fn(&scheduler::Placed) -> f64| {
+            let mut all: Vec<f64> = runs.iter().map(value).collect();
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        let row = |name: String, unit, ours| Row { name, unit, ours, peer: None, rounds };
+        rows.push(row(format!("scheduler {name}"), "placements/s", median(|p| p.rate())));
+        let apply = median(|p| p.applying.as_secs_f64() * 1e6 / p.tasks as f64);
+        rows.push(row(format!("apply of the same, {name}"), "us/placement", apply));
+    }
+    let (_, bytes) = scheduler::bytes_per_task(|| {
+        let mut view = scheduler::pending(10_000, 10, 100_000);
+        let mut ids = base::IdSource::new(1);
+        while view.pending_count() > 0 {
+            let now = base::Timestamp(2);
+            let mut ctx = state::Ctx { view: &view, now, ids: &mut ids };
+            let plan = ::scheduler::decide_queue(&mut ctx, 20_000);
+            for atom in &plan.atoms {
+                let stamp = state::Stamp { index: view.index() + 1, time: now };
+                view.apply(stamp, atom, &mut Vec::new()).expect("a plan applies to its snapshot");
+            }
+        }
+        scheduler::all_running(view)
+    });
+    let name = "memory of a running task, all told".into();
+    rows.push(Row { name, unit: "bytes", ours: bytes, peer: None, rounds: 1 });
+    rows
+}
+
+async fn measure_raft(args: &Args) -> Result<Vec<Row>> {
+    let time = Duration::from_secs(args.seconds);
+    let mut rows = Vec::new();
+    for clients in [1, 500] {
+        let (mut ours, mut peers): (Vec<Commits>, Vec<Commits>) = (Vec::new(), Vec::new());
+        for _ in 0..args.rounds {
+            let dir = tempfile::tempdir()?;
+            ours.push(raft::commits(dir.path(), clients, time).await?);
+            if etcd::is_installed() {
+                let dir = tempfile::tempdir()?;
+                peers.push(etcd::commits(dir.path(), clients, time).await?);
+            }
+        }
+        type Value = fn(&Commits) -> f64;
+        let values: [(&str, &'static str, Value); 2] = [
+            ("commits", "1/s", |c| c.per_second),
+            ("commit p50", "ms", |c| c.p50.as_secs_f64() * 1e3),
+        ];
+        for (what, unit, value) in values {
+            let median = |runs: &[Commits]| {
+                let mut all: Vec<f64> = runs.iter().map(value).collect();
+                all.sort_by(f64::total_cmp);
+                all.get(all.len() / 2).copied()
+            };
+            rows.push(Row {
+                name: format!("raft {what}, {clients} clients, 3 members, 1 KiB"),
+                unit,
+                ours: median(&ours).context("no round was made")?,
+                peer: median(&peers).map(|value| (value, "etcd")),
+                rounds: args.rounds,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+async fn measure_failover(trials: usize) -> Result<Row> {
+    let dir = tempfile::tempdir()?;
+    let mut waits = raft::failover(dir.path(), trials).await?;
+    waits.sort_unstable();
+    let p50 = waits.get(waits.len() / 2).context("no trial was made")?;
+    let ours = p50.as_secs_f64() * 1e3;
+    let name = "leader lost to next accepted write, p50".into();
+    Ok(Row { name, unit: "ms", ours, peer: None, rounds: trials })
+}
+
+fn print_table(rows: &[Row]) {
+    println!(
+        "{:<70} {:>14} {:>14} {:>8} {:>7}  unit",
+        "benchmark", "ours", "peer", "ratio", "rounds"
+    );
+    for row in rows {
+        let (peer, ratio) = match row.peer {
+            Some((peer, name)) => (format!("{peer:.2} {name}"), format!("{:.2}", row.ours / peer)),
+            None => ("-".into(), "-".into()),
+        };
+        let ours = format!("{:.2}", row.ours);
+        println!(
+            "{:<70} {ours:>14} {peer:>14} {ratio:>8} {:>7}  {}",
+            row.name, row.rounds, row.unit
+        );
+    }
+    println!("load {}", load());
+}
+
+fn append(rows: &[Row]) -> Result<()> {
+    let path = Path::new("target/bench.jsonl");
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    let (load, commit) = (load(), commit());
+    for row in rows {
+        let line = json!({
+            "name": row.name, "unit": row.unit, "ours": row.ours,
+            "peer": row.peer.map(|(value, _)| value), "peer_name": row.peer.map(|(_, name)| name),
+            "rounds": row.rounds, "load": load, "commit": commit,
+        });
+        writeln!(file, "{line}")?;
+    }
+    Ok(())
+}
+
+fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+}
+
+fn commit() -> String {
+    let output = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.unwrap_or_default()
+}

@@ -2,6 +2,7 @@
 //!
 //! Owns: the command line. Invariant: exits with 1 when an invariant was violated.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use base::Millis;
@@ -36,12 +37,16 @@ fn main() -> ExitCode {
         let plan = Plan { chaos: Millis::from_secs(args.chaos), ..Plan::new(seed) };
         let outcome = run(plan);
         let verdict = outcome.violation.as_deref().unwrap_or("ok");
-        println!(
+        // A reader that has gone away does not end the run.
+        let _ = writeln!(
+            std::io::stdout(),
             "seed {seed}: {verdict} (digest {:016x}, {} entries, {} events)",
-            outcome.digest, outcome.entries, outcome.faults
+            outcome.digest,
+            outcome.entries,
+            outcome.faults
         );
         failed += u64::from(outcome.violation.is_some());
     }
-    println!("{} seeds, {failed} failed", args.count);
+    let _ = writeln!(std::io::stdout(), "{} seeds, {failed} failed", args.count);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

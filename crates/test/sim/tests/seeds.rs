@@ -39,3 +39,10 @@ fn a_seed_is_replayed_bit_for_bit() {
     assert_eq!(first, run(Plan::new(7)));
     assert_ne!(first.digest, run(Plan::new(8)).digest);
 }
+
+/// A preparation that was cut short left the task's network behind when the task was deleted.
+#[test]
+fn a_deleted_task_leaves_nothing_though_its_preparation_failed() {
+    play(22..23);
+    play(40..41);
+}
