@@ -4,15 +4,18 @@
 //! Does not know: services or tasks. Invariant: one change of membership at a time; what runs
 //! follows from the files on disk, so that a start after a crash continues.
 
+mod checks;
+mod found;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{Agent, AgentHandle, GrpcDialer, NodeOrders, TaskDb};
 use anyhow::{Context, Result};
-use base::{IdSource, Timestamp};
+use base::IdSource;
 use network::TaskNetwork;
 use pki::files::Stored;
-use pki::{IdentityFiles, JoinToken, NodeKey, NodeTls, RootCa, Subject, TokenSecret};
+use pki::{IdentityFiles, JoinToken, NodeKey, NodeTls};
 use ports::Clock;
 use ports::runtime::Runtime;
 use ports::store::Store;
@@ -21,8 +24,8 @@ use state::{Author, Change, ChangeSet, Proposal};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use types::{
-    Availability, Cluster, ClusterId, ClusterSpec, ErrorCode, Fault, ManagerStatus,
-    NodeDescription, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus,
+    ClusterId, ErrorCode, Fault, ManagerStatus, NodeDescription, NodeId, NodeRole, NodeSpec,
+    NodeState, NodeStatus,
 };
 use wire::v1;
 
@@ -34,14 +37,13 @@ use crate::instance;
 use crate::join;
 use crate::manager_part::{Api, ManagerPart, Parts};
 use crate::settings::{Settings, SwarmDir};
+use checks::{check_free, check_leave, with_ports};
+use found::InitPlan;
 
 /// How long init and join wait for the managers to agree.
 const AGREEMENT_MAX: Duration = Duration::from_secs(20);
 /// How often images are looked at for the node's description.
 const DESCRIBE_PERIOD: Duration = Duration::from_secs(5);
-const CLUSTER_EXISTS: &str = "This node is already part of a swarm. Use \"shoal swarm leave\" to \
-                              leave this swarm and join another one.";
-
 /// This node.
 pub(crate) struct Node {
     pub config: Config,
@@ -448,7 +450,7 @@ impl Node {
             let grace = types::limits::STOP_GRACE_DEFAULT;
             let _ = self.runtime.stop(&container.id, grace).await;
             if let Err(error) = self.runtime.remove(&container.id).await {
-                tracing::warn!(container.id = container.id, %error, "container could not be removed");
+                tracing::warn!(container.id = container.id, %error, "container not removed");
             }
         }
         for id in self.network.observe().await.unwrap_or_default() {
@@ -567,116 +569,9 @@ async fn stop_member(member: Member) {
     }
 }
 
-fn check_free(active: &Active) -> Result<(), Fault> {
-    match active.member.is_some() || active.error.is_some() {
-        true => Err(Fault::new(ErrorCode::FailedPrecondition, CLUSTER_EXISTS)),
-        false => Ok(()),
-    }
-}
-
-fn check_leave(member: &Member, force: bool) -> Result<(), Fault> {
-    let (Some(manager), false) = (&member.manager, force) else { return Ok(()) };
-    let voters = manager.store.raft().members().iter().filter(|member| member.voter).count();
-    let rest = match voters {
-        0 | 1 => "Removing the last manager erases all current state of the swarm. Use `--force` \
-                  to ignore this message. "
-            .to_owned(),
-        all => format!(
-            "Removing this node leaves {} managers out of {all}. Without a Raft quorum your swarm \
-             will be inaccessible. The only way to restore a swarm that has lost consensus is to \
-             reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.",
-            all - 1
-        ),
-    };
-    let message = format!(
-        "You are attempting to leave the swarm on a node that is participating as a manager. {rest}"
-    );
-    Err(Fault::new(ErrorCode::FailedPrecondition, message))
-}
-
-fn with_ports(remotes: &[String]) -> Result<Vec<String>, Fault> {
-    let one = |remote: &String| match remote.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(remote.clone()),
-        None if !remote.is_empty() => Ok(format!("{remote}:{}", address::PORT)),
-        _ => Err(Fault::invalid("HOST:PORT", format!("`{remote}` is not an address of a manager"))),
-    };
-    match remotes.is_empty() {
-        true => Err(Fault::invalid("HOST:PORT", "the address of a manager is missing")),
-        false => remotes.iter().map(one).collect(),
-    }
-}
-
 fn internal(error: &anyhow::Error) -> Fault {
     match error.chain().find_map(|cause| cause.downcast_ref::<Fault>()) {
         Some(fault) => fault.clone(),
         None => Fault::new(ErrorCode::Internal, format!("{error:#}")),
-    }
-}
-
-/// A new cluster, before anything of it is on disk.
-struct InitPlan {
-    root: RootCa,
-    node: NodeId,
-    raft_id: u64,
-    availability: Availability,
-    cluster: Cluster,
-}
-
-impl InitPlan {
-    fn new(request: &v1::InitRequest, mut ids: IdSource, now: Timestamp) -> Result<Self, Fault> {
-        let spec = request.spec.clone().map(ClusterSpec::from).unwrap_or_default();
-        types::check_cluster_spec(&spec)?;
-        let availability = match request.availability {
-            0 | 1 => Availability::Active,
-            2 => Availability::Pause,
-            3 => Availability::Drain,
-            _ => return Err(Fault::invalid("--availability", "is unknown")),
-        };
-        let broken = |error: anyhow::Error| internal(&error);
-        let root = RootCa::generate(now).map_err(|error| broken(error.into()))?;
-        let token = || -> Result<String, Fault> {
-            let secret = TokenSecret::mint().map_err(|error| broken(error.into()))?;
-            Ok(JoinToken { digest: root.digest(), secret }.text().to_string())
-        };
-        let cluster = Cluster {
-            id: ClusterId(ids.mint()),
-            meta: types::Meta::default(),
-            spec,
-            ca_certificate: root.certificate_pem(),
-            ca_key: root.key_pem().to_owned(),
-            worker_token: token()?,
-            manager_token: token()?,
-            format_level: types::limits::FORMAT_LEVEL,
-            epoch: 1,
-            data_path_port: data_path_port(request.data_path_port)?,
-            address_pools: request.address_pools.clone(),
-            address_pool_mask: request.address_pool_mask,
-            next_node_number: 1,
-        };
-        let node = NodeId(ids.mint());
-        let raft_id = store::fresh_raft_id(ids.mint().as_u128() as u64);
-        Ok(Self { root, node, raft_id, availability, cluster })
-    }
-
-    /// This node's key and certificate.
-    fn certificate(&self, now: Timestamp) -> Result<Stored> {
-        let key = NodeKey::generate()?;
-        let subject =
-            Subject { node: self.node.0, role: pki::Role::Manager, cluster: self.cluster.id.0 };
-        let expiry = self.cluster.spec.certificate_expiry;
-        let issued = self.root.issue(&key.request()?, &subject, expiry, now)?;
-        Ok(Stored { key, chain_pem: issued.chain_pem, roots_pem: self.root.certificate_pem() })
-    }
-}
-
-fn data_path_port(port: u32) -> Result<u32, Fault> {
-    match port {
-        0 => Ok(4789),
-        1024..=49151 => Ok(port),
-        _ => {
-            let message =
-                format!("Datapath port number is not in valid range (1024-49151) : {port}");
-            Err(Fault::invalid("--data-path-port", message))
-        }
     }
 }

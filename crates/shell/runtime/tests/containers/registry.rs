@@ -45,7 +45,8 @@ fn with_registry<F: Future<Output = ()>>(test: fn(Registry) -> F) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = dir.path().join("config.yml");
     let text = format!(
-        "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
+        "version: 0.1\nlog: {{ level: error }}\n\
+         storage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
          http: {{ addr: 127.0.0.1:{port} }}\n",
         dir.path().join("data").display()
     );

@@ -1,0 +1,85 @@
+//! A cluster before it exists: its root of trust, its tokens, its first node.
+//!
+//! Owns: what `init` draws and checks before anything is on disk.
+//! Does not know: the store. Invariant: a plan that was made can be carried out.
+
+use anyhow::Result;
+use base::{IdSource, Timestamp};
+use pki::files::Stored;
+use pki::{JoinToken, NodeKey, RootCa, Subject, TokenSecret};
+use types::{Availability, Cluster, ClusterId, ClusterSpec, Fault, NodeId};
+use wire::v1;
+
+use super::internal;
+
+/// A new cluster, before anything of it is on disk.
+pub(super) struct InitPlan {
+    root: RootCa,
+    pub(super) node: NodeId,
+    pub(super) raft_id: u64,
+    pub(super) availability: Availability,
+    pub(super) cluster: Cluster,
+}
+
+impl InitPlan {
+    pub(super) fn new(
+        request: &v1::InitRequest,
+        mut ids: IdSource,
+        now: Timestamp,
+    ) -> Result<Self, Fault> {
+        let spec = request.spec.clone().map(ClusterSpec::from).unwrap_or_default();
+        types::check_cluster_spec(&spec)?;
+        let availability = match request.availability {
+            0 | 1 => Availability::Active,
+            2 => Availability::Pause,
+            3 => Availability::Drain,
+            _ => return Err(Fault::invalid("--availability", "is unknown")),
+        };
+        let broken = |error: anyhow::Error| internal(&error);
+        let root = RootCa::generate(now).map_err(|error| broken(error.into()))?;
+        let token = || -> Result<String, Fault> {
+            let secret = TokenSecret::mint().map_err(|error| broken(error.into()))?;
+            Ok(JoinToken { digest: root.digest(), secret }.text().to_string())
+        };
+        let cluster = Cluster {
+            id: ClusterId(ids.mint()),
+            meta: types::Meta::default(),
+            spec,
+            ca_certificate: root.certificate_pem(),
+            ca_key: root.key_pem().to_owned(),
+            worker_token: token()?,
+            manager_token: token()?,
+            format_level: types::limits::FORMAT_LEVEL,
+            epoch: 1,
+            data_path_port: data_path_port(request.data_path_port)?,
+            address_pools: request.address_pools.clone(),
+            address_pool_mask: request.address_pool_mask,
+            next_node_number: 1,
+        };
+        let node = NodeId(ids.mint());
+        let raft_id = store::fresh_raft_id(ids.mint().as_u128() as u64);
+        Ok(Self { root, node, raft_id, availability, cluster })
+    }
+
+    /// This node's key and certificate.
+    pub(super) fn certificate(&self, now: Timestamp) -> Result<Stored> {
+        let key = NodeKey::generate()?;
+        let subject =
+            Subject { node: self.node.0, role: pki::Role::Manager, cluster: self.cluster.id.0 };
+        let expiry = self.cluster.spec.certificate_expiry;
+        let issued = self.root.issue(&key.request()?, &subject, expiry, now)?;
+        Ok(Stored { key, chain_pem: issued.chain_pem, roots_pem: self.root.certificate_pem() })
+    }
+}
+
+fn data_path_port(port: u32) -> Result<u32, Fault> {
+    match port {
+        0 => Ok(4789),
+        1024..=49151 => Ok(port),
+        _ => {
+            let message =
+                format!("Datapath port number is not in valid range (1024-49151) : {port}");
+            Err(Fault::invalid("--data-path-port", message))
+        }
+    }
+}
