@@ -65,9 +65,7 @@ impl<M: Machine> RaftStore<M> {
     /// Whether this manager belongs to a cluster.
     #[must_use]
     pub fn is_initialized(&self) -> bool {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.last_log_index.is_some() || metrics.current_term > 0
+        self.inner.has_history()
     }
 
     /// Begins a cluster with this manager alone, and waits until it leads.
@@ -235,7 +233,8 @@ impl<M: Machine> RaftStore<M> {
         let deadline = Instant::now() + TRANSFER_LIMIT;
         // A target that lacks entries refuses, so it is asked again when it may have them.
         while Instant::now() < deadline {
-            if self.inner.raft.trigger().transfer_leader(raft_id).await.is_err() {
+            let leads = self.not_leader().is_none();
+            if leads && self.inner.raft.trigger().transfer_leader(raft_id).await.is_err() {
                 return Err(self.stopped().into());
             }
             let leads = leadership.wait_for(|now| {
@@ -247,9 +246,9 @@ impl<M: Machine> RaftStore<M> {
                 Ok(Err(_)) => return Err(self.stopped().into()),
                 Err(_) => {}
             }
-            // Somebody else may have won meanwhile; leadership is handed over all the same.
-            if let Some(error) = self.not_leader() {
-                return Err(error);
+            // Somebody else may have won; with nobody known yet the election is under way.
+            if let Some(MembershipError::NotLeader { leader: Some(leader) }) = self.not_leader() {
+                return Err(MembershipError::NotLeader { leader: Some(leader) });
             }
         }
         Err(MembershipError::InProgress)

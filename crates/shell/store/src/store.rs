@@ -6,10 +6,12 @@
 //! error says so.
 
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod recorded;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,6 +70,16 @@ pub(crate) struct Inner<M: Machine> {
     space: watch::Receiver<Space>,
     taker: mpsc::Sender<Diverted>,
     thread: RaftThread,
+}
+
+impl<M: Machine> Inner<M> {
+    /// Whether disk or memory hold anything of a cluster. Metrics would not do: openraft publishes
+    /// the first ones after it has started.
+    pub(crate) fn has_history(&self) -> bool {
+        let snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, end) = self.wal.range();
+        end > 0 || self.wal.vote().is_some() || snapshot.is_some()
+    }
 }
 
 /// What an operator may want to see.
@@ -222,7 +234,7 @@ impl<M: Machine> RaftStore<M> {
         let index = |id: Option<crate::raft_types::LogId>| id.map_or(0, |id| id.index);
         let (first, end) = self.inner.wal.range();
         let snapshot = self.inner.snapshot.lock();
-        let snapshot = snapshot.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let snapshot = snapshot.unwrap_or_else(PoisonError::into_inner);
         StoreMetrics {
             term: raft.current_term,
             last_index: raft.last_log_index.unwrap_or(0),
@@ -355,6 +367,14 @@ impl<M: Machine> Parts<M> {
         let raft = Raft::new(self.raft_id, config, self.network, log, self.machine)
             .await
             .map_err(|fatal| OpenError::Raft { reason: fatal.to_string() })?;
+        // The first metrics are published after the start: members are known from the first moment.
+        if raft.is_initialized().await.unwrap_or(false) {
+            let known = |metrics: &openraft::RaftMetrics<Types>| {
+                metrics.membership_config.membership().nodes().next().is_some()
+            };
+            let limit = Some(self.tuning.timing.election_max());
+            drop(raft.wait(limit).metrics(known, "members known").await);
+        }
         let server = Server {
             own: self.raft_id,
             raft: raft.clone(),

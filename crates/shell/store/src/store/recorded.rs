@@ -17,15 +17,15 @@ use crate::{ApplyHalt, Machine, Options, RaftStore, Tuning, identity};
 
 /// Length of each entry's payload, by index.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-struct Lengths(BTreeMap<u64, u64>);
+pub(super) struct Lengths(pub(super) BTreeMap<u64, u64>);
 
 impl Machine for Lengths {
-    type Reply = ();
+    type Reply = u64;
     type View = Self;
 
-    fn apply(&mut self, index: u64, payload: &[u8]) -> Result<(), ApplyHalt> {
+    fn apply(&mut self, index: u64, payload: &[u8]) -> Result<u64, ApplyHalt> {
         self.0.insert(index, payload.len() as u64);
-        Ok(())
+        Ok(index)
     }
 
     fn view(&self) -> Self {
@@ -51,11 +51,11 @@ impl Machine for Lengths {
     }
 }
 
-const SMALL: WalOptions =
+pub(super) const SMALL: WalOptions =
     WalOptions { segment_bytes: 16 * 1024, reserve_bytes: 1_024, cache_bytes_max: 4_096 };
 const RAFT_ID: u64 = 0x5A5A;
 
-fn options(dir: &Path) -> Options<Lengths> {
+pub(super) fn options(dir: &Path) -> Options<Lengths> {
     let (node, cluster) = (Id::from_u128(11).unwrap(), Id::from_u128(22).unwrap());
     let root = RootCa::generate(wall_now()).unwrap();
     let key = NodeKey::generate().unwrap();
