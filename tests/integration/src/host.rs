@@ -110,7 +110,7 @@ impl Host {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.namespace));
         command.args(self.prefix.lock().unwrap_or_else(PoisonError::into_inner).iter());
-        command.arg(shoal).args(["daemon", "--hostname", &self.name, "--log-level", "debug"]);
+        command.arg(shoal).args(["daemon", "--hostname", &self.name, "--log-level", LOG_LEVEL]);
         command.arg("--data-dir").arg(self.data_dir()).arg("--run-dir").arg(self.run_dir());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         *daemon = Some(command.spawn().context("cannot start nsenter")?);
@@ -272,3 +272,5 @@ impl Host {
 
 /// A command that waits for a service may take as long as the longest wait of a test.
 const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+/// Raft and HTTP tell each of their steps, thousands a second.
+const LOG_LEVEL: &str = "debug,openraft=warn,h2=info,hyper_util=info,tower=info,rustls=info";

@@ -30,8 +30,9 @@ fn managers_are_demoted_and_removed_and_the_last_one_stays() {
         let text = first.shoal(&["node", "demote", name]).unwrap().ok().unwrap();
         assert_eq!(text, format!("Manager {name} demoted in the swarm.\n"));
         wait_until(&format!("{name} to be a worker"), LONG, || {
-            let args = ["node", "ls", "--filter", "role=manager", "--format", "{{.Hostname}}"];
-            Ok(!first.shoal(&args)?.lines()?.contains(&name.to_owned()))
+            let filter = format!("name={name}");
+            let args = ["node", "ls", "--filter", &filter, "--format", "{{.ManagerStatus}}"];
+            Ok(first.shoal(&args)?.ok()?.trim().is_empty())
         })
         .unwrap();
     }

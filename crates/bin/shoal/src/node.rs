@@ -44,6 +44,10 @@ use found::InitPlan;
 const AGREEMENT_MAX: Duration = Duration::from_secs(20);
 /// How often images are looked at for the node's description.
 const DESCRIBE_PERIOD: Duration = Duration::from_secs(5);
+/// Swarm's words.
+const CERTIFICATE_EXPIRED: &str = "Swarm certificates have expired. To replace them, leave the \
+                                   swarm and join again.";
+
 /// This node.
 pub(crate) struct Node {
     pub config: Config,
@@ -254,6 +258,8 @@ impl Node {
         let error = active.error.clone().unwrap_or_default();
         let Some(member) = &active.member else { return Facts { error, ..Facts::default() } };
         let identity = member.tls.identity();
+        let expired = identity.is_expired(self.clock.now());
+        let error = if expired { CERTIFICATE_EXPIRED.to_owned() } else { error };
         let orders = member.agent.orders.borrow().clone();
         let managers = match orders.managers.is_empty() {
             true => member.settings.remotes.clone(),
