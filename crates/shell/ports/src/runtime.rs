@@ -196,6 +196,7 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> BoxStream<Result<PullItem, RuntimeError>>;
 
     /// Loads a `docker save` or OCI archive, compressed or not, given in chunks.
+    /// An archive may hold several images: there is a record for each, at the end.
     fn load_image(
         &self,
         archive: BoxStream<std::io::Result<bytes::Bytes>>,
