@@ -53,8 +53,13 @@ struct Inner {
     names: Names,
     subnet: Ipv4Net,
     namespaces: Namespaces,
-    /// One change at a time: the kernel has one lock for all of it anyway.
-    turn: Mutex<RouteSocket>,
+    /// One change at a time, as the kernel has one lock for all of it; waited for here, where
+    /// waiting costs no thread.
+    gate: tokio::sync::Mutex<()>,
+    socket: Mutex<RouteSocket>,
+    /// Tasks to be detached: whoever comes through the gate removes the links of all of them at
+    /// once, since the kernel takes as long for many as for one.
+    leaving: Mutex<BTreeSet<String>>,
 }
 
 /// Names that carry the instance.
@@ -64,6 +69,8 @@ struct Names {
     link_prefix: String,
     alias_prefix: String,
     table: String,
+    /// Links on their way out, to be removed in one step.
+    group: u32,
 }
 
 impl TaskNetwork {
@@ -83,6 +90,7 @@ impl TaskNetwork {
     /// Removes every trace of this instance: all tasks' networks, the rule, the mount.
     pub async fn remove_all(&self) -> Result<(), RuntimeError> {
         let inner = Arc::clone(&self.inner);
+        let _gate = self.inner.gate.lock().await;
         blocking("remove the network", move || inner.remove_all()).await
     }
 }
@@ -91,17 +99,27 @@ impl Network for TaskNetwork {
     async fn attach(&self, id: &str) -> Result<PathBuf, RuntimeError> {
         check_id(id)?;
         let (inner, id) = (Arc::clone(&self.inner), id.to_owned());
+        let _gate = self.inner.gate.lock().await;
+        // A detach that failed or was given up no longer counts.
+        self.inner.leaving().remove(&id);
         blocking("attach the task to the network", move || inner.attach(&id)).await
     }
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         check_id(id)?;
-        let (inner, id) = (Arc::clone(&self.inner), id.to_owned());
-        blocking("detach the task from the network", move || inner.detach(&id)).await
+        self.inner.leaving().insert(id.to_owned());
+        let _gate = self.inner.gate.lock().await;
+        if !self.inner.leaving().contains(id) {
+            // Somebody before us has done it.
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.inner);
+        blocking("detach the task from the network", move || inner.detach_leaving()).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {
         let inner = Arc::clone(&self.inner);
+        let _gate = self.inner.gate.lock().await;
         blocking("observe the network", move || inner.observe()).await
     }
 }
@@ -122,7 +140,9 @@ impl Inner {
             names,
             subnet,
             namespaces,
-            turn: Mutex::new(socket),
+            gate: tokio::sync::Mutex::new(()),
+            socket: Mutex::new(socket),
+            leaving: Mutex::default(),
         };
         inner.repair()?;
         Ok(inner)
@@ -185,36 +205,49 @@ impl Inner {
         socket.add_host_route(host.index, address)
     }
 
-    fn detach(&self, id: &str) -> io::Result<()> {
-        let mut socket = self.socket();
-        let alias = self.alias(id);
-        // The link goes at once, also when some process still holds the namespace.
-        for link in socket.links()?.into_iter().filter(|link| link.alias == alias) {
-            socket.delete_link(link.index)?;
+    /// Detaches all that are leaving. When that fails they stay in the list, and whoever waits
+    /// for one of them tries again and gets the error.
+    fn detach_leaving(&self) -> io::Result<()> {
+        let leaving = self.leaving().clone();
+        self.remove_links(|alias| leaving.iter().any(|id| self.alias(id) == *alias))?;
+        for id in leaving {
+            self.namespaces.remove(&id)?;
+            self.leaving().remove(&id);
         }
-        self.namespaces.remove(id)
+        Ok(())
+    }
+
+    /// Removes those of our links whose alias is chosen, also when some process still holds the
+    /// namespace at the other end.
+    fn remove_links(&self, chosen: impl Fn(&str) -> bool) -> io::Result<()> {
+        let mut socket = self.socket();
+        let links: Vec<u32> = socket
+            .links()?
+            .into_iter()
+            .filter(|link| link.alias.starts_with(&self.names.alias_prefix) && chosen(&link.alias))
+            .map(|link| link.index)
+            .collect();
+        match links.as_slice() {
+            [] => Ok(()),
+            [link] => socket.delete_link(*link),
+            links => socket.delete_links(links, self.names.group),
+        }
     }
 
     /// The tasks; on the way what is shared is repaired, and links without a namespace, left by a
     /// crash, are removed.
     fn observe(&self) -> io::Result<Vec<String>> {
-        let mut socket = self.socket();
         self.repair()?;
         let tasks = self.namespaces.list()?;
         let known: BTreeSet<String> = tasks.iter().map(|id| self.alias(id)).collect();
-        for link in socket.links()? {
-            if link.alias.starts_with(&self.names.alias_prefix) && !known.contains(&link.alias) {
-                socket.delete_link(link.index)?;
-            }
-        }
+        self.remove_links(|alias| !known.contains(alias))?;
         Ok(tasks)
     }
 
     fn remove_all(&self) -> io::Result<()> {
-        for id in self.namespaces.list()? {
-            self.detach(&id)?;
-        }
-        self.observe()?;
+        self.leaving().extend(self.namespaces.list()?);
+        self.detach_leaving()?;
+        self.remove_links(|_| true)?;
         filter::remove(&self.names.table)?;
         self.namespaces.close()
     }
@@ -223,8 +256,12 @@ impl Inner {
         format!("shoal/{}/{id}", self.instance)
     }
 
+    fn leaving(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn socket(&self) -> MutexGuard<'_, RouteSocket> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -277,6 +314,8 @@ fn names(instance: &str) -> io::Result<Names> {
         link_prefix: format!("s{}-", short_hash(instance, 4)),
         alias_prefix: format!("shoal/{instance}/"),
         table: format!("shoal-{instance}"),
+        // Group 0 is everybody's.
+        group: fnv(instance) as u32 | 1 << 31,
     })
 }
 
@@ -285,18 +324,22 @@ fn link_name(prefix: &str, id: &str) -> String {
     format!("{prefix}{}", short_hash(id, 9))
 }
 
-/// FNV-1a in base 36. Equal names of two tasks are refused by the kernel, not mixed up.
+/// In base 36. Equal names of two tasks are refused by the kernel, not mixed up.
 fn short_hash(text: &str, length: usize) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in text.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
+    let mut hash = fnv(text);
     let mut out = Vec::with_capacity(length);
     for _ in 0..length {
         out.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(hash % 36) as usize]);
         hash /= 36;
     }
     out.into_iter().map(char::from).collect()
+}
+
+/// FNV-1a.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn check_id(id: &str) -> Result<(), RuntimeError> {

@@ -88,6 +88,18 @@ impl RouteSocket {
         absent_is_fine(self.0.request(Message::new(libc::RTM_DELLINK, 0, &link_header(index, 0))))
     }
 
+    /// Removes many in about the time of one. The links are moved into `group`, which nobody else
+    /// uses, and that is removed as a whole.
+    pub(crate) fn delete_links(&mut self, links: &[u32], group: u32) -> io::Result<()> {
+        let number = IFLA_GROUP;
+        for link in links {
+            let message = Message::new(libc::RTM_NEWLINK, 0, &link_header(*link, 0));
+            absent_is_fine(self.0.request(message.number(number, group)))?;
+        }
+        let message = Message::new(libc::RTM_DELLINK, 0, &link_header(0, 0));
+        absent_is_fine(self.0.request(message.number(number, group)))
+    }
+
     pub(crate) fn add_address(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
         let mut header = [libc::AF_INET as u8, 32, 0, libc::RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
         header[4..8].copy_from_slice(&link.to_ne_bytes());
@@ -184,4 +196,5 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 /// Name of the link inside a task.
 pub(crate) const TASK_LINK: &str = "eth0";
 
+const IFLA_GROUP: u16 = 27;
 const VETH_INFO_PEER: u16 = 1;

@@ -241,3 +241,63 @@ fn a_link_without_a_namespace_is_removed() {
         network.remove_all().await.unwrap();
     });
 }
+
+#[test]
+fn removal_reaches_the_mount_namespaces_of_shims() {
+    on_host(async |_beyond| {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(&dir, "a").await;
+        let path = network.attach("task").await.unwrap();
+        let (ready, wait) = std::sync::mpsc::sync_channel(0);
+        let (go, gone) = std::sync::mpsc::sync_channel(0);
+        let shim = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let (none, slave) = (None::<&str>, nix::mount::MsFlags::MS_SLAVE);
+            let flags = nix::mount::MsFlags::MS_REC | slave;
+            nix::mount::mount(none, "/", none, flags, none).unwrap();
+            let seen = || {
+                let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                mounts.contains(path.to_str().unwrap())
+            };
+            let before = seen();
+            ready.send(()).unwrap();
+            gone.recv().unwrap();
+            (before, seen())
+        });
+        wait.recv().unwrap();
+        network.detach("task").await.unwrap();
+        go.send(()).unwrap();
+        assert_eq!(shim.join().unwrap(), (true, false));
+        network.remove_all().await.unwrap();
+    });
+}
+
+#[test]
+fn many_tasks_are_attached_and_removed() {
+    on_host(async |_beyond| {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(&dir, "a").await;
+        let begin = std::time::Instant::now();
+        for number in 0..40 {
+            network.attach(&format!("task{number}")).await.unwrap();
+        }
+        let attached = begin.elapsed();
+        let mut addresses = addresses_of(&network);
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 40);
+        // All at once, as the removal of a service does it.
+        let leaving: Vec<_> = (0..40)
+            .map(|number| {
+                let network = network.clone();
+                tokio::spawn(async move { network.detach(&format!("task{number}")).await })
+            })
+            .collect();
+        for task in leaving {
+            task.await.unwrap().unwrap();
+        }
+        println!("40 tasks: {attached:?} to attach, {:?} in all", begin.elapsed());
+        assert!(network.observe().await.unwrap().is_empty());
+        network.remove_all().await.unwrap();
+    });
+}

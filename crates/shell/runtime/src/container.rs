@@ -190,12 +190,18 @@ impl Container {
         });
     }
 
-    /// Sends a request; `false` when there is no connection.
-    pub(crate) async fn request(&self, request: Request) -> bool {
-        let sender = self.control.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match sender {
-            Some(sender) => sender.send(request).await.is_ok(),
-            None => false,
+    /// Sends a request, also when the connection is just being made anew. Gives up when the
+    /// container has ended or after [`REQUEST_LIMIT`]; whoever asks waits for the effect anyway.
+    pub(crate) async fn request(&self, request: Request) {
+        let deadline = tokio::time::Instant::now() + REQUEST_LIMIT;
+        while !self.phase().has_ended() && tokio::time::Instant::now() < deadline {
+            let sender = self.control.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(sender) = sender
+                && sender.send(request.clone()).await.is_ok()
+            {
+                return;
+            }
+            tokio::time::sleep(RECONNECT_PERIOD).await;
         }
     }
 
@@ -459,6 +465,9 @@ async fn connect(run_dir: &Path) -> io::Result<UnixStream> {
 
 /// How long a shim may neither answer nor end.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+
+/// For a connection to be there again.
+const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 
 const RECONNECT_PERIOD: Duration = Duration::from_millis(20);
 

@@ -338,4 +338,25 @@ mod tests {
         assert!(fs::metadata(dir.log()).unwrap().len() <= FILE_BYTES_MIN);
         assert!(!file_path(&dir.log(), 1).exists());
     }
+
+    #[test]
+    fn a_full_disk_drops_whole_lines_and_never_blocks() {
+        let dir = Dir::new("full");
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+        nix::mount::mount(none, &dir.0, Some("tmpfs"), flags, Some("size=64k")).unwrap();
+        let mut writer = LogWriter::open(&dir.log(), 1024 * 1024, 2).unwrap();
+        let ballast = dir.0.join("ballast");
+        fs::write(&ballast, vec![0; 32 * 1024]).unwrap();
+        for number in 0..2_000 {
+            writer.push(Stream::Stdout, format!("line {number:04}\n").as_bytes(), number);
+        }
+        assert!(writer.dropped() > 1_000, "{}", writer.dropped());
+        let before = entries(&dir.log()).len() as u64;
+        assert_eq!(before + writer.dropped(), 2_000, "every line is whole or counted");
+        fs::remove_file(ballast).unwrap();
+        writer.push(Stream::Stdout, b"room again\n", 0);
+        assert_eq!(entries(&dir.log()).last().unwrap().log, "room again\n");
+        drop(writer);
+        nix::mount::umount2(&dir.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
 }

@@ -94,11 +94,6 @@ impl Shim {
         let launch: Launch = files::read_record(&dir.join(files::LAUNCH))?
             .ok_or_else(|| io::Error::other("the launch record is missing"))?;
         let cgroups = Cgroups::detect()?;
-        if let Some(parent) = launch.cgroup.parent()
-            && let Err(error) = cgroups.join_unified(&parent.join(SHIMS_GROUP))
-        {
-            eprintln!("shoal shim: leave the daemon's group: {error}");
-        }
         crate::rootfs::leave_mount_namespace()?;
         let listener = listen(&launch.run_dir)?;
         let mut shim = Self {
@@ -155,6 +150,7 @@ impl Shim {
         let started = Started::observe(running.pid);
         self.broadcast(started.report());
         self.record_start(&started);
+        self.leave_daemons_group();
         let mut output = Output::new(running.stdout, running.stderr, log);
         let status = loop {
             self.turn(&mut output, PollTimeout::NONE);
@@ -177,6 +173,15 @@ impl Shim {
         self.record_exit(&ExitRecord { format: FORMAT, code: status, oom, at_ms, failure: None });
         self.broadcast(Report::Exited { code: status, oom, at_ms });
         self.end()
+    }
+
+    /// After the start, because the kernel takes some milliseconds for it.
+    fn leave_daemons_group(&self) {
+        if let Some(parent) = self.launch.cgroup.parent()
+            && let Err(error) = self.cgroups.join_unified(&parent.join(SHIMS_GROUP))
+        {
+            eprintln!("shoal shim: leave the daemon's group: {error}");
+        }
     }
 
     fn record_start(&self, started: &Started) {

@@ -149,7 +149,7 @@ async fn images_are_pulled_and_run(registry: Registry) {
     let items: Vec<PullItem> =
         timeout(stream.collect::<Vec<_>>()).await.into_iter().map(|item| item.unwrap()).collect();
     let Some(PullItem::Done(image)) = items.last() else { panic!("{items:?}") };
-    assert_eq!(image.references, [name.clone()]);
+    assert_eq!(image.references, std::slice::from_ref(&name));
     assert_eq!(image.digests, [format!("127.0.0.1:{}/a/b@{manifest}", registry.port)]);
     let statuses = |wanted: &str| {
         items
