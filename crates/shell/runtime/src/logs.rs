@@ -152,25 +152,30 @@ impl OpenFile {
     }
 }
 
-/// All files, oldest first. A rotation meanwhile can show one file twice or not at all, so it is
-/// done again until nothing changed.
+/// All files, oldest first.
+///
+/// A rotation meanwhile moves every file one up, the oldest first, so that for a moment one number
+/// is missing. Looking from the newest up meets every file at least once; one that was moved along
+/// is met twice and taken once.
 fn open_all(path: &Path) -> io::Result<VecDeque<OpenFile>> {
-    for _ in 0..RETRIES_MAX {
-        let mut files = VecDeque::new();
-        for age in 0..FILES_MAX {
-            match OpenFile::open(&file_path(path, age)) {
-                Ok(file) => files.push_front(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
+    let mut files: VecDeque<OpenFile> = VecDeque::new();
+    let mut missing = 0;
+    for age in 0..=FILES_MAX {
+        match OpenFile::open(&file_path(path, age)) {
+            Ok(file) => {
+                missing = 0;
+                if files.iter().all(|other| other.inode != file.inode) {
+                    files.push_front(file);
+                }
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing += 1,
+            Err(error) => return Err(error),
         }
-        let newest = files.back().map(|file: &OpenFile| file.inode);
-        let now = std::fs::metadata(path).ok().map(|metadata| metadata.ino());
-        if newest == now {
-            return Ok(files);
+        if missing == 2 {
+            break;
         }
     }
-    Err(io::Error::other("the files rotate faster than they can be opened"))
+    Ok(files)
 }
 
 fn parse_line(line: &[u8]) -> Option<LogLine> {
@@ -222,4 +227,54 @@ pub(crate) const BATCH_LINES: usize = 512;
 /// Pause before looking again when following.
 pub(crate) const FOLLOW_PERIOD: Duration = Duration::from_millis(50);
 
-const RETRIES_MAX: u32 = 20;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shim::logfile::{LogWriter, Stream};
+
+    #[test]
+    fn a_gap_in_the_middle_of_a_rotation_hides_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output.log");
+        let mut writer = LogWriter::open(&path, 4096, 20).unwrap();
+        let mut push = |from: u32, to: u32| {
+            for number in from..to {
+                writer.push(Stream::Stdout, format!("{number}\n").as_bytes(), 0);
+            }
+        };
+        push(0, 50);
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        let mut seen = reader.next_batch().unwrap().len();
+        push(50, 400);
+        // As when the writer is just moving them: the third is missing.
+        std::fs::rename(file_path(&path, 2), dir.path().join("aside")).unwrap();
+        assert!(file_path(&path, 3).exists());
+        let all = open_all(&path).unwrap();
+        let newest_two_and_older = all.len();
+        std::fs::rename(dir.path().join("aside"), file_path(&path, 2)).unwrap();
+        assert_eq!(open_all(&path).unwrap().len(), newest_two_and_older + 1);
+        loop {
+            let batch = reader.next_batch().unwrap();
+            if batch.is_empty() {
+                break;
+            }
+            seen += batch.len();
+        }
+        assert_eq!(seen, 400);
+    }
+
+    #[test]
+    fn times_with_fractions_and_offsets_are_read() {
+        for (text, ns) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2026-11-22T18:59:59.123456789Z", Some(1_795_373_999_123_456_789)),
+            ("2026-11-22T19:59:59.5+01:00", Some(1_795_373_999_500_000_000)),
+            ("2000-02-29T00:00:00Z", Some(951_782_400_000_000_000)),
+            ("yesterday", None),
+            ("2026-13-01T00:00:00Z", None),
+            ("2026-11-22T18:59:59", None),
+        ] {
+            assert_eq!(parse_rfc3339_ns(text), ns, "{text}");
+        }
+    }
+}
