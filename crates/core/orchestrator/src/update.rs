@@ -40,12 +40,13 @@ pub(crate) fn decide_update(turn: &mut Turn<'_>, kept: &Kept<'_>) {
     }
     // What does not run goes first: nothing is lost with it.
     let next = dirty.iter().find(|slot| !slot.is_running()).or(dirty.first());
-    if let Some((slot, current)) = next.and_then(|slot| Some((slot.key, slot.current()?))) {
-        if !turn.is_told(current.id) && !turn.is_created(slot) {
-            turn.replace(slot, current, TaskState::Ready);
-            let name = &turn.service.spec.name;
-            turn.note("updating", format!("{name} {} slots left", dirty.len()));
-        }
+    if let Some((slot, current)) = next.and_then(|slot| Some((slot.key, slot.current()?)))
+        && !turn.is_told(current.id)
+        && !turn.is_created(slot)
+    {
+        turn.replace(slot, current, TaskState::Ready);
+        let name = &turn.service.spec.name;
+        turn.note("updating", format!("{name} {} slots left", dirty.len()));
     }
 }
 

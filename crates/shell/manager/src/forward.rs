@@ -77,10 +77,10 @@ impl<S: Store> Leader<S> {
 
     fn channel(&self, address: &str) -> Result<Channel, Fault> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = kept.as_ref() {
-            if known == address {
-                return Ok(channel.clone());
-            }
+        if let Some((known, channel)) = kept.as_ref()
+            && known == address
+        {
+            return Ok(channel.clone());
         }
         let internal = |problem: String| Fault::new(ErrorCode::Internal, problem);
         let expected = pki::Expected::default();

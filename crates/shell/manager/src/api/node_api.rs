@@ -37,10 +37,11 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let spec = NodeSpec::try_from(spec)?;
         types::check_node_spec(&spec)?;
         let view = self.store.snapshot();
-        if let Some(node) = view.node(id) {
-            if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
-                cluster::check_demotion(&view, node, &self.store.members())?;
-            }
+        if let Some(node) = view.node(id)
+            && node.spec.role == NodeRole::Manager
+            && spec.role == NodeRole::Worker
+        {
+            cluster::check_demotion(&view, node, &self.store.members())?;
         }
         self.write(vec![Change::UpdateNode { id, expect: request.spec_version, spec }]).await?;
         let view = self.store.snapshot();
