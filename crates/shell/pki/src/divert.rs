@@ -16,9 +16,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
+use tonic::transport::server::Connected;
 
 use crate::accept::{TlsConn, finish};
-use crate::limits::{DIVERTED_HANDSHAKES_MAX, HANDSHAKE_TIMEOUT};
+use crate::limits::{DIVERTED_HANDSHAKE_TIMEOUT, DIVERTED_HANDSHAKES_MAX};
 use crate::tls::{NodeTls, TlsError};
 
 /// Which connections go where.
@@ -59,7 +60,7 @@ impl Divert {
 }
 
 /// The connections that arrive in `diverted`, with their handshakes done on the thread that polls
-/// the stream.
+/// the stream. Peers without certificate are sent away.
 ///
 /// # Errors
 /// Only when the provider lacks TLS 1.3, which a build decides.
@@ -82,5 +83,6 @@ async fn handshake(diverted: Diverted, config: Arc<ServerConfig>) -> Option<TlsC
         let start = StartHandshake::from_parts(accepted, TcpStream::from_std(tcp)?);
         start.into_stream(config).await.map(Some)
     };
-    finish(timeout(HANDSHAKE_TIMEOUT, shake).await, addr)
+    let connection = finish(timeout(DIVERTED_HANDSHAKE_TIMEOUT, shake).await, addr);
+    connection.filter(|connection| connection.connect_info().identity.is_some())
 }

@@ -24,7 +24,9 @@ pub const CHAIN_CERTIFICATES_MAX: usize = 8;
 /// Connections whose handshake is not done yet, together.
 pub const HANDSHAKES_MAX: usize = 1_024;
 /// Connections of a diverted protocol whose handshake is not done yet, together.
-pub const DIVERTED_HANDSHAKES_MAX: usize = 64;
+pub const DIVERTED_HANDSHAKES_MAX: usize = 512;
+/// What is diverted is urgent, between machines that answer at once: the rest is in the way.
+pub const DIVERTED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// When all places are taken, a handshake older than this gives up its place.
 pub const HANDSHAKE_EVICT_AGE: Duration = Duration::from_millis(500);
 /// From accept or dial to a finished handshake.

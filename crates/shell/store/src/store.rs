@@ -145,6 +145,7 @@ impl<M: Machine> RaftStore<M> {
             .await
             .map_err(OpenError::Snapshot)?;
         let snapshot = machine.current();
+        check_no_gap(&wal, &snapshot)?;
         let (taker, diverted) = mpsc::channel(CONNECTIONS_QUEUED);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (space, space_seen) = watch::channel(Space::Enough);
@@ -418,6 +419,21 @@ impl<M: Machine> Parts<M> {
         tokio::spawn(space.run());
         Ok(raft)
     }
+}
+
+/// What the log has dropped must be in the snapshot: otherwise one of the files is gone.
+fn check_no_gap(wal: &Wal, snapshot: &Mutex<Option<SnapshotFile>>) -> Result<(), OpenError> {
+    let Some((purged, _)) = wal.purged() else { return Ok(()) };
+    let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+    let covered = snapshot.as_ref().and_then(|file| file.meta.last_log_id).map(|id| id.index);
+    if covered.is_some_and(|covered| covered >= purged) {
+        return Ok(());
+    }
+    let reason = match covered {
+        Some(covered) => format!("entries {} to {purged} are in no file", covered + 1),
+        None => format!("the snapshot with the entries up to {purged} is missing"),
+    };
+    Err(OpenError::Raft { reason })
 }
 
 pub(crate) fn leader_of(forward: &ForwardToLeader<Types>) -> Option<LeaderRef> {

@@ -95,12 +95,7 @@ async fn record(dir: &Path) {
     std::fs::remove_file(dir.join("log-spare.wal")).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recorded_directory_of_format_1_is_opened() {
-    if let Ok(dir) = std::env::var("SHOAL_RECORD_DIR") {
-        record(Path::new(&dir)).await;
-        return;
-    }
+fn copy() -> (tempfile::TempDir, Vec<String>) {
     let recorded = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/recorded/format-1");
     let dir = tempfile::tempdir().unwrap();
     let mut names = Vec::new();
@@ -109,6 +104,25 @@ async fn a_recorded_directory_of_format_1_is_opened() {
         std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
+    (dir, names)
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_deleted_by_hand_is_missed() {
+    let (dir, names) = copy();
+    let name = names.iter().find(|name| name.ends_with(".snap")).unwrap();
+    std::fs::remove_file(dir.path().join(name)).unwrap();
+    let error = RaftStore::open(options(dir.path())).await.err().unwrap().to_string();
+    assert!(error.contains("snapshot with the entries up to"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorded_directory_of_format_1_is_opened() {
+    if let Ok(dir) = std::env::var("SHOAL_RECORD_DIR") {
+        record(Path::new(&dir)).await;
+        return;
+    }
+    let (dir, names) = copy();
     for part in ["raft.id", ".wal", ".snap"] {
         assert!(names.iter().any(|name| name.ends_with(part)), "{part} in {names:?}");
     }
