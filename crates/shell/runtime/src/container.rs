@@ -363,23 +363,18 @@ impl Container {
 
     /// Waits until the shim has ended; one that does not is killed. Blocks.
     pub(crate) fn wait_for_shim(&self, limit: Duration) -> Result<(), RuntimeError> {
-        let deadline = std::time::Instant::now() + limit;
-        let lock = self.run_dir.join(files::LOCK);
-        while lock.exists() && !self.lock_is_free() {
-            if std::time::Instant::now() >= deadline {
-                let state = files::read_record::<StateRecord>(&self.run_dir.join(files::STATE));
-                if let Ok(Some(state)) = state
-                    && state.shim.is_alive()
-                {
-                    let pid = nix::unistd::Pid::from_raw(state.shim.pid as i32);
-                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-                    return Ok(());
-                }
-                return Err(refused("end the container's shim", "it holds its lock and stays"));
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        if shim_has_ended(&self.run_dir, limit) {
+            return Ok(());
         }
-        Ok(())
+        let state = files::read_record::<StateRecord>(&self.run_dir.join(files::STATE));
+        if let Ok(Some(state)) = state
+            && state.shim.is_alive()
+        {
+            let pid = nix::unistd::Pid::from_raw(state.shim.pid as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            return Ok(());
+        }
+        Err(refused("end the container's shim", "it holds its lock and stays"))
     }
 
     /// Kills what is in the container's groups and removes them. Blocks.
@@ -442,6 +437,19 @@ fn exit_phase(record: ExitRecord) -> Phase {
             Phase::Failed { error, exit }
         }
     }
+}
+
+/// Whether the shim of this run directory has ended within `limit`. Blocks.
+pub(crate) fn shim_has_ended(run_dir: &Path, limit: Duration) -> bool {
+    let deadline = std::time::Instant::now() + limit;
+    let lock = run_dir.join(files::LOCK);
+    while lock.exists() && !matches!(try_lock(&lock), Ok(Some(_))) {
+        if std::time::Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
 }
 
 /// The locked file, or `None` while somebody else holds the lock.

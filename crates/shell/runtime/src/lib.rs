@@ -35,7 +35,7 @@ use shim::cgroup::Cgroups;
 use shim::files;
 
 use crate::binary::ShimBinary;
-use crate::container::{Container, ContainerRecord, Phase, observe_phase};
+use crate::container::{Container, ContainerRecord, Phase, observe_phase, shim_has_ended};
 use crate::fail::{blocking, io_failed, refused};
 use crate::image::store::ImageStore;
 
@@ -189,7 +189,12 @@ impl Inner {
                 .cgroups
                 .kill(&group, ORPHAN_LIMIT)
                 .and_then(|()| self.cgroups.remove(&group, ORPHAN_LIMIT));
-            let _ = fs::remove_dir_all(run_dirs.join(name));
+            // Its shim still writes down how it ended.
+            let run_dir = run_dirs.join(name);
+            if !shim_has_ended(&run_dir, ORPHAN_LIMIT) {
+                tracing::error!(task.id = %name, "a shim without a record does not end");
+            }
+            let _ = fs::remove_dir_all(&run_dir);
             if let Err(error) = ended {
                 tracing::error!(task.id = %name, %error, "leftovers stay");
             }
