@@ -86,7 +86,7 @@ pub(crate) async fn issue(
     hostname: &str,
 ) -> Result<IssueResponse, Fault> {
     let internal = |error: String| Fault::new(ErrorCode::Internal, error);
-    let pinned = Pinned::new(token.digest.clone()).map_err(|e| internal(e.to_string()))?;
+    let pinned = Pinned::new(token.digest).map_err(|e| internal(e.to_string()))?;
     let csr = key.request().map_err(|error| internal(error.to_string()))?;
     let request = v1::IssueRequest {
         csr,
