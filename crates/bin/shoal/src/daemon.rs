@@ -130,7 +130,12 @@ async fn until_told_to_stop() -> Result<()> {
 }
 
 fn log_to_stderr(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level)
+    // openraft warns at every heartbeat to a manager that is away; the store says it once.
+    let quiet = match config.log_level.contains("openraft") {
+        true => String::new(),
+        false => ",openraft=error".into(),
+    };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", config.log_level))
         .with_context(|| format!("--log-level: `{}`", config.log_level))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
