@@ -151,6 +151,7 @@ impl Shim {
         self.broadcast(started.report());
         self.record_start(&started);
         self.leave_daemons_group();
+        crate::sys::give_back_memory();
         let mut output = Output::new(running.stdout, running.stderr, log);
         let status = loop {
             self.turn(&mut output, PollTimeout::NONE);

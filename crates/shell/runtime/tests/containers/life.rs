@@ -387,8 +387,26 @@ async fn two_daemons_do_not_touch_each_other() {
     assert!(Path::new(&format!("/proc/{pid}")).exists());
 }
 
+/// Proportional share of memory.
+fn pss_kb(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap_or("Pss: 0 kB");
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 async fn a_burst_of_containers_starts() {
     let host = Host::new().await;
+    host.start(&shell("alone", "sleep 1000")).await.unwrap();
+    let alone = shim_pid(&host, "alone").await;
+    // Without optimisation the program's relocated data alone is a megabyte and a half.
+    let most = if cfg!(debug_assertions) { 4 * 1024 } else { 3 * 1024 };
+    let mut least = u64::MAX;
+    eventually("a single shim is small", async || {
+        least = least.min(pss_kb(alone));
+        least <= most
+    })
+    .await;
+    println!("PSS of a single shim: {least} kB");
     let begin = Instant::now();
     let starts = (0..20).map(|n| {
         let (host, config) = (&host, shell(&format!("c{n}"), "sleep 1000"));
@@ -398,16 +416,13 @@ async fn a_burst_of_containers_starts() {
         result.unwrap();
     }
     println!("20 containers: {} ms", begin.elapsed().as_millis());
-    let mut pss = Vec::new();
+    let mut shims = Vec::new();
     for n in 0..20 {
-        let smaps = format!("/proc/{}/smaps_rollup", shim_pid(&host, &format!("c{n}")).await);
-        let text = std::fs::read_to_string(smaps).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap_or("Pss: 0 kB");
-        pss.push(line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap());
+        shims.push(shim_pid(&host, &format!("c{n}")).await);
     }
-    pss.sort_unstable();
-    println!("PSS of a shim: {} to {} kB", pss[0], pss[19]);
-    assert!(pss[19] <= 3 * 1024, "{pss:?}");
+    // They give memory back right after they have told of the start.
+    eventually("shims are small", async || shims.iter().all(|pid| pss_kb(*pid) <= 3 * 1024)).await;
+    println!("PSS of one of 20 shims: {} kB", pss_kb(shims[0]));
     let removals = (0..20).map(|n| {
         let host = &host;
         async move { host.runtime.remove(&format!("c{n}")).await }
