@@ -1,5 +1,6 @@
 //! What `apply` guards, and that indexes are what a fresh derivation would give.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
 use std::sync::Arc;
 
 use base::{Id, IdSource, Timestamp};
