@@ -9,7 +9,7 @@ fn play(seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let outcome = run(Plan::new(seed));
         assert_eq!(outcome.violation, None, "cargo run -p sim -- --seed {seed}");
-        assert!(outcome.entries > 20, "seed {seed} did nothing");
+        assert!(outcome.entries >= 6, "seed {seed} did not even found its cluster");
     }
 }
 

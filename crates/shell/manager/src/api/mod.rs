@@ -105,9 +105,9 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let confirmed = leads && self.store.read_barrier().await.is_ok();
         let view = self.store.snapshot();
         let behind = if confirmed { 0 } else { self.clock.now().since(view.time()).0 };
-        let leader_known = self.store.leadership().borrow().leader.is_some();
+        // Whoever does not lead answers only when the leader cannot be reached.
         let index = view.index();
-        Ok((view, Freshness { leader_known, behind_ms: behind, index }))
+        Ok((view, Freshness { leader_known: leads, behind_ms: behind, index }))
     }
 }
 
@@ -137,7 +137,10 @@ macro_rules! write {
         tracing::info!(caller.uid = uid, call = stringify!($method), "write requested");
         match $self.locate().map_err(|fault| status_of(&fault))? {
             Answer::Here => answer($self.$method($request.into_inner()).await),
-            Answer::There(channel) => client(channel).$method($request.into_inner()).await,
+            Answer::There(channel) => {
+                let answer = client(channel).$method($request.into_inner()).await;
+                answer.map_err(|status| leader_lost($self, status))
+            }
             Answer::Nowhere => Err(status_of(&not_leader(None))),
         }
     }};
@@ -160,6 +163,18 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
 fn answer<T>(result: Result<T, Fault>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|fault| status_of(&fault))
+}
+
+/// A leader that cannot be reached is none to the caller.
+fn leader_lost<S: Store, C: Clock>(api: &ControlApi<S, C>, status: Status) -> Status {
+    let answered = status.metadata().contains_key(wire::ERROR_KEY);
+    if answered || status.code() != tonic::Code::Unavailable {
+        return status;
+    }
+    let address = api.store.leadership().borrow().leader.clone().map(|(_, address)| address);
+    let fault = not_leader(None);
+    let hint = format!("the last known leader, {}, is away", address.unwrap_or_default());
+    status_of(&fault.hint(hint))
 }
 
 /// The leader did not answer at all, as against answering with an error.
