@@ -44,7 +44,7 @@ pub enum ProposeError {
     #[error("no space left below {path}: {missing_bytes} bytes are missing")]
     NoSpace { path: PathBuf, missing_bytes: u64 },
     /// Whether it will be applied is unknown.
-    #[error("timed out waiting for the managers")]
+    #[error("no quorum of the managers answered in time: whether it was stored is not known")]
     TimedOut,
     /// The store has stopped; the daemon's log says why.
     #[error("the store has stopped: {reason}")]

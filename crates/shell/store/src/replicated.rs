@@ -116,7 +116,13 @@ impl Store for Replicated {
 
     async fn propose(&self, proposal: Proposal) -> Result<Applied, ProposeError> {
         let bytes = wire::encode_proposal(&proposal);
-        self.store.propose(bytes).await.map(|reply| reply.applied).map_err(propose_error)
+        tokio::select! {
+            biased;
+            reply = self.store.propose(bytes) => {
+                reply.map(|reply| reply.applied).map_err(propose_error)
+            }
+            () = lost_for(self.leadership.clone(), LOST_WAIT) => Err(ProposeError::TimedOut),
+        }
     }
 
     async fn read_barrier(&self) -> Result<(), ProposeError> {
@@ -175,6 +181,21 @@ impl Store for Replicated {
     }
 }
 
+/// Ends once this manager has not led for `wait` without a break.
+async fn lost_for(mut leadership: watch::Receiver<Leadership>, wait: std::time::Duration) {
+    loop {
+        if leadership.wait_for(|now| !now.is_leader).await.is_err() {
+            return;
+        }
+        let regained = leadership.wait_for(|now| now.is_leader);
+        if tokio::time::timeout(wait, regained).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How long a proposal under way outlives the leadership that it was made in.
+const LOST_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Entries that a learner may lack when it is made a voter.
 const LAG_MAX: u64 = 200;
 
