@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod command;
+mod containers;
 mod fixture;
 mod host;
 mod lab;
@@ -15,6 +16,7 @@ mod leftovers;
 mod wait;
 
 pub use command::Answer;
+pub use containers::{Sample, containers, watched};
 pub use fixture::{IMAGE, Task, booted, joined, running};
 pub use host::Host;
 pub use lab::Lab;
