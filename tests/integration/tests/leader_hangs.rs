@@ -122,7 +122,7 @@ impl Writers {
     }
 }
 
-/// Never two containers of a slot, but for one on the host whose daemon hangs and could not stop it.
+/// Never two containers of a slot, but for one that a daemon which hangs could not stop.
 fn check_doubles(samples: &[Sample], slots: &BTreeMap<String, String>, hang: &Hang, hung: &Host) {
     let mut last = None;
     for sample in samples {
@@ -148,7 +148,7 @@ fn check_others_undisturbed(samples: &[Sample], before: &[Task], hung: &Host) {
     }
 }
 
-/// Every manager, the one that hung too, has all that was acknowledged and nothing that was removed.
+/// Every manager, the one that hung too, has what was acknowledged, and not what was removed.
 fn check_kept(lab: &Lab, acknowledged: &BTreeSet<String>) {
     for host in lab.hosts() {
         let what = format!("all that was acknowledged on {}", host.name());
