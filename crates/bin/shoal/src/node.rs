@@ -4,6 +4,8 @@
 //! Does not know: services or tasks. Invariant: one change of membership at a time; what runs
 //! follows from the files on disk, so that a start after a crash continues.
 
+#[cfg(test)]
+mod callers;
 mod checks;
 mod found;
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Id, IdSource, Millis};
-use pki::{JoinToken, Roles, RootCa, Subject, require};
+use pki::{JoinToken, Roles, RootCa, Subject};
 use ports::Clock;
 use ports::store::Store;
 use state::{Author, Change, ChangeSet, Proposal};
@@ -25,6 +25,7 @@ use wire::v1::membership_server::Membership;
 use wire::v1::{self};
 
 use crate::api::cluster_of;
+use crate::authorize::{check_caller, removed};
 use crate::dispatcher_addresses;
 use crate::forward::{fault_of_proposal, not_leader};
 
@@ -200,20 +201,6 @@ impl<S: Store, C: Clock> CertificateApi<S, C> {
         }
         Err(Fault::new(ErrorCode::TimedOut, "the managers have not let this node go yet"))
     }
-
-    /// The caller's node: its certificate has one of `roles` and it was not removed.
-    fn caller<T>(&self, request: &Request<T>, roles: Roles) -> Result<NodeId, Status> {
-        let node = NodeId(require(request, roles, self.clock.now())?.node);
-        match self.store.snapshot().is_removed(node) {
-            true => Err(status_of(&removed(node))),
-            false => Ok(node),
-        }
-    }
-}
-
-pub(crate) fn removed(node: NodeId) -> Fault {
-    let message = format!("Permission denied: node {node} was removed from swarm");
-    Fault::new(ErrorCode::PermissionDenied, message)
 }
 
 /// The error of a token names the field itself.
@@ -252,7 +239,7 @@ impl<S: Store, C: Clock> Certificates for CertificateApi<S, C> {
         &self,
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::IssueResponse>, Status> {
-        let node = self.caller(&request, Roles::AnyNode)?;
+        let node = check_caller(&self.store, &request, Roles::AnyNode, self.clock.now())?;
         answer(self.renew_for(node, &request.into_inner().csr).await)
     }
 }
@@ -263,7 +250,7 @@ impl<S: Store, C: Clock> Membership for CertificateApi<S, C> {
         &self,
         request: Request<v1::MembershipJoinRequest>,
     ) -> Result<Response<v1::MembershipJoinResponse>, Status> {
-        let node = self.caller(&request, Roles::Manager)?;
+        let node = check_caller(&self.store, &request, Roles::Manager, self.clock.now())?;
         let raft_id = self.join_managers(node, request.into_inner().address).await;
         answer(raft_id.map(|raft_id| v1::MembershipJoinResponse { raft_id }))
     }
@@ -272,7 +259,7 @@ impl<S: Store, C: Clock> Membership for CertificateApi<S, C> {
         &self,
         request: Request<v1::MembershipLeaveRequest>,
     ) -> Result<Response<v1::MembershipLeaveResponse>, Status> {
-        let node = self.caller(&request, Roles::Manager)?;
+        let node = check_caller(&self.store, &request, Roles::Manager, self.clock.now())?;
         answer(self.leave_managers(node).await.map(|()| v1::MembershipLeaveResponse {}))
     }
 }

@@ -6,6 +6,7 @@
 //! manager that does not lead.
 
 pub mod api;
+mod authorize;
 pub mod certificates;
 pub mod dispatcher;
 mod forward;

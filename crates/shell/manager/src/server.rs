@@ -2,11 +2,11 @@
 //!
 //! Owns: which service is open to whom. Does not know: sockets and TLS.
 //! Invariant: every call but those of `Bootstrap` needs a certificate of this cluster, of a node
-//! that was not removed.
+//! that was not removed; a call for managers, of one that the store has as a manager.
 
 use std::pin::Pin;
 
-use pki::{Roles, peer_info, require};
+use pki::{Roles, peer_info};
 use ports::store::Store;
 use ports::{Clock, Link};
 use tokio::sync::mpsc;
@@ -15,7 +15,6 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use types::NodeId;
-use wire::status_of;
 use wire::v1::bootstrap_server::BootstrapServer;
 use wire::v1::certificates_server::CertificatesServer;
 use wire::v1::control_server::ControlServer;
@@ -24,7 +23,8 @@ use wire::v1::membership_server::MembershipServer;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
 use crate::api::{ControlApi, LogBroker};
-use crate::certificates::{CertificateApi, removed};
+use crate::authorize::{check_caller, check_manager};
+use crate::certificates::CertificateApi;
 use crate::dispatcher::DispatcherHandle;
 use crate::dispatcher_addresses;
 use crate::options::OUTBOX_MAX;
@@ -42,9 +42,9 @@ pub struct Managers<S, C> {
 
 /// All services of the managers' port, Raft's own aside.
 pub fn router<S: Store, C: Clock>(managers: Managers<S, C>) -> Routes {
-    let clock = managers.clock.clone();
+    let (store, clock) = (managers.store.clone(), managers.clock.clone());
     let managers_only = move |request: Request<()>| {
-        require(&request, Roles::Manager, clock.now())?;
+        check_manager(&store, &request, clock.now())?;
         Ok(request)
     };
     let control = ControlServer::new(managers.control.for_managers())
@@ -69,11 +69,7 @@ struct Sessions<S, C> {
 impl<S: Store, C: Clock> Sessions<S, C> {
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let now = self.managers.clock.now();
-        let node = NodeId(require(request, Roles::AnyNode, now)?.node);
-        match self.managers.store.snapshot().is_removed(node) {
-            true => Err(status_of(&removed(node))),
-            false => Ok(node),
-        }
+        check_caller(&self.managers.store, request, Roles::AnyNode, now)
     }
 }
 
