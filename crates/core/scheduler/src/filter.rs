@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use types::{Constraint, Platform, TaskSpec};
+use types::{Constraint, ImageName, Platform, TaskSpec};
 
 use crate::nodes::Nodes;
 
@@ -83,7 +83,7 @@ impl Filters {
         if let Some(known) = self.images.get(image) {
             return Rc::clone(known);
         }
-        let wanted = normal_reference(image);
+        let wanted = reported_form(image);
         let has = |c: &crate::nodes::Candidate<'_>| {
             c.node.description.images.binary_search(&wanted).is_ok()
         };
@@ -116,39 +116,7 @@ fn compute(nodes: &Nodes<'_>, spec: &TaskSpec) -> Allowed {
     allowed
 }
 
-/// The full form of a reference, as nodes report their images.
-fn normal_reference(image: &str) -> String {
-    let (name, digest) = image.split_once('@').map_or((image, None), |(n, d)| (n, Some(d)));
-    let first = name.split('/').next().unwrap_or_default();
-    let has_host =
-        name.contains('/') && (first.contains('.') || first.contains(':') || first == "localhost");
-    let full = match (has_host, name.contains('/')) {
-        (true, _) => name.to_owned(),
-        (false, true) => format!("docker.io/{name}"),
-        (false, false) => format!("docker.io/library/{name}"),
-    };
-    let tagged = full.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    match digest {
-        Some(digest) => format!("{full}@{digest}"),
-        None if tagged => full,
-        None => format!("{full}:latest"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn references_are_completed() {
-        for (short, full) in [
-            ("nginx", "docker.io/library/nginx:latest"),
-            ("shoal/whoami:1", "docker.io/shoal/whoami:1"),
-            ("localhost:5000/a", "localhost:5000/a:latest"),
-            ("r.example/a/b:c", "r.example/a/b:c"),
-            ("nginx@sha256:ab", "docker.io/library/nginx@sha256:ab"),
-        ] {
-            assert_eq!(normal_reference(short), full);
-        }
-    }
+/// As nodes report their images; what is not a name, such as an identity, stays as it is.
+fn reported_form(image: &str) -> String {
+    ImageName::parse(image).map_or_else(|_| image.to_owned(), |name| name.to_string())
 }

@@ -4,8 +4,6 @@
 //! Does not know: other objects; whether a name is taken is the store's to say.
 //! Invariant: nothing that this version cannot act on gets past it.
 
-use std::collections::BTreeSet;
-
 use base::Millis;
 
 use crate::limits::{
@@ -14,8 +12,8 @@ use crate::limits::{
     REPLICAS_MAX, TASK_HISTORY_MAX, TEXT_BYTES_MAX,
 };
 use crate::{
-    ClusterSpec, Constraint, ContainerSpec, Fault, Labels, NodeSpec, Resources, ServiceMode,
-    ServiceSpec, TaskSpec,
+    Capability, ClusterSpec, Constraint, ContainerSpec, Fault, ImageName, Labels, NodeSpec,
+    Resources, ServiceMode, ServiceSpec, TaskSpec,
 };
 
 impl ServiceSpec {
@@ -90,7 +88,7 @@ impl ContainerSpec {
                 Fault::invalid("image", "must not be empty").hint("name an image, e.g. nginx:1")
             );
         }
-        check_reference(&self.image)?;
+        ImageName::parse(&self.image)?;
         check_labels("--container-label", &self.labels)?;
         for (field, list) in [
             ("--entrypoint", &self.command),
@@ -220,22 +218,6 @@ fn check_name(field: &str, name: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_reference(image: &str) -> Result<(), Fault> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b);
-    let name = image.split('@').next().unwrap_or_default();
-    let path = name.rsplit_once('/').map_or(name, |(_, last)| last);
-    let upper = path.split(':').next().unwrap_or_default().bytes().any(|b| b.is_ascii_uppercase());
-    if image.len() > 512
-        || !image.bytes().all(good)
-        || upper
-        || image.starts_with(['/', ':', '@', '-', '.'])
-    {
-        return Err(Fault::invalid("image", format!("`{image}` is not a valid image reference"))
-            .hint("write [registry/]name[:tag][@sha256:digest], the name in lower case"));
-    }
-    Ok(())
-}
-
 fn check_resources(kind: &str, resources: &Resources) -> Result<(), Fault> {
     if (1..CPU_NANOS_MIN).contains(&resources.cpu_nanos) {
         let cores = resources.cpu_nanos as f64 / 1e9;
@@ -328,14 +310,13 @@ fn check_signal(signal: &str) -> Result<(), Fault> {
 }
 
 fn check_capability(text: &str) -> Result<(), Fault> {
-    let upper = text.to_ascii_uppercase();
-    let name = upper.trim_start_matches("CAP_");
-    let known: BTreeSet<&str> = CAPABILITIES.into_iter().collect();
-    if known.contains(name) || name == "ALL" {
-        return Ok(());
+    match Capability::parse(text) {
+        Some(_) => Ok(()),
+        None => {
+            Err(Fault::invalid("--cap-add or --cap-drop", format!("`{text}` is not a capability"))
+                .hint("write for example NET_ADMIN, CAP_SYS_TIME or ALL"))
+        }
     }
-    Err(Fault::invalid("--cap-add or --cap-drop", format!("`{text}` is not a capability"))
-        .hint("write for example NET_ADMIN, CAP_SYS_TIME or ALL"))
 }
 
 fn refuse_present(fields: &[(bool, &str)]) -> Result<(), Fault> {
@@ -356,51 +337,6 @@ const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
     "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-];
-
-/// capabilities(7), Linux 6.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
 ];
 
 #[cfg(test)]

@@ -4,22 +4,26 @@
 //! Does not know: storage, wire formats, or who decides what about them.
 //! Invariant: a spec that passed [`ServiceSpec::check`] needs no second check anywhere.
 
+mod capability;
 mod check;
 mod cluster;
 mod constraint;
 mod fault;
 mod ids;
+mod image_name;
 pub mod limits;
 mod node;
 mod service;
 mod spec;
 mod task;
 
+pub use capability::{CAPABILITIES, Capability};
 pub use check::{check_cluster_spec, check_labels, check_node_spec};
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};
 pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NodeId, ServiceId, TaskId};
+pub use image_name::ImageName;
 pub use node::{
     Availability, ManagerStatus, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus,
     Platform,

@@ -1,55 +1,12 @@
-//! Capabilities by name and as bit sets.
+//! Capabilities as bit sets.
 //!
-//! Owns: the names, docker's default set, and adding to and dropping from it.
+//! Owns: docker's default set, and adding to and dropping from it.
 //! Does not know: how a process is given them.
 //! Invariant: a set never holds a capability that this kernel does not have.
 
 use std::fs;
 
-/// Names without `CAP_`, in the kernel's order.
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
+use types::{CAPABILITIES, Capability};
 
 /// What a container gets when nothing is added or dropped; docker's list.
 const DEFAULT: [&str; 14] = [
@@ -72,8 +29,8 @@ const DEFAULT: [&str; 14] = [
 /// The bit of a known name; for constants.
 pub(crate) const fn bit(name: &str) -> u64 {
     let mut at = 0;
-    while at < NAMES.len() {
-        if same(NAMES[at].as_bytes(), name.as_bytes()) {
+    while at < CAPABILITIES.len() {
+        if same(CAPABILITIES[at].as_bytes(), name.as_bytes()) {
             return 1 << at;
         }
         at += 1;
@@ -107,14 +64,10 @@ struct Parsed {
 fn parse(names: &[String]) -> Result<Parsed, String> {
     let mut parsed = Parsed::default();
     for name in names {
-        let upper = name.to_ascii_uppercase();
-        let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        if short == "ALL" {
-            parsed.all = true;
-        } else if let Some(at) = NAMES.iter().position(|known| *known == short) {
-            parsed.named |= 1 << at;
-        } else {
-            return Err(name.clone());
+        match Capability::parse(name) {
+            Some(Capability::All) => parsed.all = true,
+            Some(Capability::One(number)) => parsed.named |= 1 << number,
+            None => return Err(name.clone()),
         }
     }
     Ok(parsed)
@@ -125,7 +78,7 @@ fn supported() -> u64 {
     let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(NAMES.len() as u32 - 1);
+        .unwrap_or(CAPABILITIES.len() as u32 - 1);
     u64::MAX >> (63 - last.min(63))
 }
 

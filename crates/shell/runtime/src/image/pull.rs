@@ -20,9 +20,10 @@ use oci_client::secrets::RegistryAuth as ClientAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 use ports::runtime::{ImageProgress, PullItem, RegistryAuth, RuntimeError};
 use tokio::sync::mpsc;
+use types::ImageName;
 
 use super::manifest::{Descriptor, Manifest, ManifestIndex, architecture, choose_platform};
-use super::reference::{parse_name, parse_reference};
+use super::reference::parse_name;
 use super::store::ImageStore;
 use super::unpack::{HashingReader, digest_of};
 use super::{DOCUMENT_BYTES_MAX, ImageConfig, StoredImage, is_digest};
@@ -39,7 +40,7 @@ pub(crate) async fn pull(
     progress: &Sender,
 ) -> Result<StoredImage, RuntimeError> {
     let name = parse_name(reference)?;
-    let session = Arc::new(Session::open(reference, auth, insecure)?);
+    let session = Arc::new(Session::open(&name, reference, auth, insecure));
     tell(progress, "manifest", "Pulling", 0, 0);
     session.authenticate().await?;
     let (manifest, digest) = session.manifest().await?;
@@ -64,7 +65,7 @@ pub(crate) async fn pull(
     let image = StoredImage {
         id: digest_of(&config_bytes),
         references: name.tagged().into_iter().collect(),
-        digests: vec![format!("{}@{digest}", name.repository)],
+        digests: vec![format!("{}@{digest}", name.repository())],
         architecture: config.architecture.clone(),
         os: config.os.clone(),
         size_bytes,
@@ -86,12 +87,8 @@ struct Session {
 }
 
 impl Session {
-    fn open(
-        text: &str,
-        auth: Option<RegistryAuth>,
-        insecure: &[String],
-    ) -> Result<Self, RuntimeError> {
-        let reference = parse_reference(text)?;
+    fn open(name: &ImageName, text: &str, auth: Option<RegistryAuth>, insecure: &[String]) -> Self {
+        let reference = client_reference(name);
         let registry = reference.resolve_registry().to_owned();
         let plain = is_loopback(&registry) || insecure.contains(&registry);
         let protocol = match plain {
@@ -113,7 +110,7 @@ impl Session {
             }
             _ => ClientAuth::Anonymous,
         };
-        Ok(Self { client, reference, auth, text: text.to_owned() })
+        Self { client, reference, auth, text: text.to_owned() }
     }
 
     async fn authenticate(&self) -> Result<(), RuntimeError> {
@@ -468,6 +465,15 @@ fn is_final(error: &OciDistributionError) -> bool {
             OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => false,
             _ => true,
         }
+}
+
+/// The form the registry client wants.
+fn client_reference(name: &ImageName) -> Reference {
+    let (registry, path) = (name.registry.clone(), name.path.clone());
+    match (&name.digest, &name.tag) {
+        (Some(digest), _) => Reference::with_digest(registry, path, digest.clone()),
+        (None, tag) => Reference::with_tag(registry, path, tag.clone().unwrap_or_default()),
+    }
 }
 
 /// `localhost`, 127.0.0.0/8 and ::1, with or without a port.

@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ports::runtime::RuntimeError;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use types::ImageName;
 
-use super::reference::{Name, Wanted, parse_wanted};
+use super::reference::{Wanted, parse_wanted};
 use super::{StoredImage, unpack};
 use crate::fail::{failed, invalid, io_failed, refused};
 
@@ -359,7 +360,7 @@ impl ImageStore {
 }
 
 impl Known {
-    fn by_name(&self, name: &Name) -> Option<StoredImage> {
+    fn by_name(&self, name: &ImageName) -> Option<StoredImage> {
         let (tagged, pinned) = (name.tagged(), name.pinned());
         self.images
             .values()
@@ -394,19 +395,19 @@ impl Known {
 }
 
 impl StoredImage {
-    fn untag(&mut self, name: &Name, lines: &mut Vec<String>) {
+    fn untag(&mut self, name: &ImageName, lines: &mut Vec<String>) {
         let (tagged, pinned) = (name.tagged(), name.pinned());
         self.references.retain(|reference| {
             let gone = tagged.as_ref() == Some(reference)
-                || pinned.is_some() && reference.starts_with(&format!("{}:", name.repository));
+                || pinned.is_some() && reference.starts_with(&format!("{}:", name.repository()));
             if gone {
                 lines.push(format!("Untagged: {}", familiar(reference)));
             }
             !gone
         });
-        let prefix = format!("{}:", name.repository);
+        let prefix = format!("{}:", name.repository());
         if !self.references.iter().any(|reference| reference.starts_with(&prefix)) {
-            let pin = format!("{}@", name.repository);
+            let pin = format!("{}@", name.repository());
             self.digests.retain(|digest| {
                 let gone = digest.starts_with(&pin);
                 if gone {
