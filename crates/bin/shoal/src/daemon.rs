@@ -104,6 +104,7 @@ async fn run(config: Config) -> Result<()> {
     describing.abort();
     node.stop().await;
     serving.abort();
+    node.release_all().await;
     let _ = std::fs::remove_file(&socket_path);
     drop(instance);
     Ok(())

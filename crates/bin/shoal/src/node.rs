@@ -8,6 +8,7 @@
 mod callers;
 mod checks;
 mod found;
+mod teardown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -449,23 +450,6 @@ impl Node {
         self.dir.clear().map_err(|error| internal(&error))?;
         self.remove_tasks().await;
         Ok(())
-    }
-
-    /// Removes every container and network of the cluster's tasks.
-    async fn remove_tasks(&self) {
-        use ports::runtime::Network as _;
-        for container in self.runtime.observe().await.unwrap_or_default() {
-            let grace = types::limits::STOP_GRACE_DEFAULT;
-            let _ = self.runtime.stop(&container.id, grace).await;
-            if let Err(error) = self.runtime.remove(&container.id).await {
-                tracing::warn!(container.id = container.id, %error, "container not removed");
-            }
-        }
-        for id in self.network.observe().await.unwrap_or_default() {
-            if let Err(error) = self.network.detach(&id).await {
-                tracing::warn!(task.id = id, %error, "network could not be removed");
-            }
-        }
     }
 
     /// Stops what runs because of the membership; containers go on.

@@ -40,7 +40,6 @@ pub(crate) fn create(inner: &Inner, config: &ContainerConfig) -> Result<(), Runt
     let program = resolve_program(&config, &image_config)?;
     let capabilities = capability::resolve(&config.cap_add, &config.cap_drop)
         .map_err(|name| invalid("capabilities", format!("{name:?} is not a capability")))?;
-    let options = &inner.options;
     let record = ContainerRecord {
         format: files::FORMAT,
         id: config.id.clone(),
@@ -48,10 +47,7 @@ pub(crate) fn create(inner: &Inner, config: &ContainerConfig) -> Result<(), Runt
         image_id: image.id.clone(),
         layers: image.layers.clone(),
         stop_signal: program.stop_signal,
-        cgroup: Path::new("/")
-            .join(&options.cgroup_parent)
-            .join(&options.instance_id)
-            .join(&config.id),
+        cgroup: inner.options.instance_group().join(&config.id),
         boot_id: inner.boot_id.clone(),
         created_at_ms: now_ms(),
     };

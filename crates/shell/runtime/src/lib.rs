@@ -25,7 +25,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ports::runtime::{
     BoxStream, ContainerConfig, ContainerObservation, ContainerState, ImageRecord, LogLine,
@@ -54,6 +54,13 @@ pub struct Options {
     pub cgroup_parent: PathBuf,
     /// Registries (`host` or `host:port`) that are spoken to without TLS. Loopback ones always are.
     pub insecure_registries: Vec<String>,
+}
+
+impl Options {
+    /// Group of everything that this daemon runs.
+    fn instance_group(&self) -> PathBuf {
+        Path::new("/").join(&self.cgroup_parent).join(&self.instance_id)
+    }
 }
 
 /// The containers and images of one node. Clones share everything.
@@ -104,6 +111,24 @@ impl ContainerRuntime {
         let store = Arc::clone(&runtime.inner.store);
         tokio::task::spawn_blocking(move || store.empty_trash());
         Ok(runtime)
+    }
+
+    /// Removes this instance's control groups when there is no container; the next one makes them
+    /// anew. Answers whether nothing of them is left. Must not be called while one is created.
+    pub async fn release_groups(&self) -> Result<bool, RuntimeError> {
+        let inner = Arc::clone(&self.inner);
+        blocking("remove unused control groups", move || {
+            // The last shim leaves its group a moment after it has let go of its lock.
+            let deadline = Instant::now() + RELEASE_LIMIT;
+            while !inner.release_groups() {
+                if inner.has_containers() || Instant::now() >= deadline {
+                    return Ok(false);
+                }
+                std::thread::sleep(RELEASE_PERIOD);
+            }
+            Ok(true)
+        })
+        .await
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, RuntimeError> {
@@ -169,11 +194,25 @@ impl Inner {
         Ok(self.all_containers())
     }
 
+    /// Innermost first. The parent of all may be another daemon's too: then it stays.
+    fn release_groups(&self) -> bool {
+        if self.has_containers() {
+            return false;
+        }
+        let own = self.options.instance_group();
+        let released = self.cgroups.remove_unused(&own.join(shim::SHIMS_GROUP))
+            && self.cgroups.remove_unused(&own);
+        if released && let Some(parent) = own.parent().filter(|parent| *parent != Path::new("/")) {
+            self.cgroups.remove_unused(parent);
+        }
+        released
+    }
+
     /// Ends and removes what has no record: a removal that was cut short, or a data directory that
     /// somebody emptied. Only groups and directories of this instance are looked at.
     fn sweep_orphans(&self) {
         let options = &self.options;
-        let group = Path::new("/").join(&options.cgroup_parent).join(&options.instance_id);
+        let group = options.instance_group();
         let run_dirs = options.run_dir.join(CONTAINERS_DIR);
         let mut names = BTreeSet::new();
         for dir in self.cgroups.dirs(&group).iter().chain([&run_dirs]) {
@@ -213,6 +252,10 @@ impl Inner {
     fn all_containers(&self) -> Vec<Arc<Container>> {
         let containers = self.containers.read().unwrap_or_else(PoisonError::into_inner);
         containers.values().cloned().collect()
+    }
+
+    fn has_containers(&self) -> bool {
+        !self.containers.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn forget(&self, id: &str) {
@@ -323,6 +366,11 @@ const ADOPTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// For processes without a record to be gone.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// For the last shim to be out of its group.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+const RELEASE_PERIOD: Duration = Duration::from_millis(5);
+
 const FILTERS_DIR: &str = "seccomp";
 /// What the daemon remembers of a container, in the container's directory.
 const RECORD: &str = "container.json";

@@ -129,6 +129,19 @@ impl Cgroups {
         }
     }
 
+    /// Removes the group in every hierarchy if it holds neither a process nor another group; one
+    /// that is in use stays, and is not an error. `true` when nothing of it is left.
+    pub fn remove_unused(&self, path: &Path) -> bool {
+        let mut gone = true;
+        for dir in self.dirs(path) {
+            gone &= match fs::remove_dir(dir) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
+        }
+        gone
+    }
+
     /// Moves the calling process into `path` of the v2 hierarchy, where there is one (pure or
     /// hybrid), so that whoever stops the daemon's own group does not stop this process.
     pub fn join_unified(&self, path: &Path) -> io::Result<()> {
@@ -202,6 +215,19 @@ mod tests {
         for (text, count) in [(v1, 3), (v2, 1), ("", 0), ("oom_kill x", 0)] {
             assert_eq!(parse_counter(text, "oom_kill"), count, "{text:?}");
         }
+    }
+
+    #[test]
+    fn only_unused_groups_are_removed() {
+        let cgroups = Cgroups::detect().unwrap();
+        let name = format!("/shoal-test-unused-{}", std::process::id());
+        let (top, inner) = (Path::new(&name), PathBuf::from(format!("{name}/inner")));
+        let base = if cgroups.unified { cgroups.root.clone() } else { cgroups.root.join("pids") };
+        fs::create_dir_all(base.join(inner.strip_prefix("/").unwrap())).unwrap();
+        assert!(!cgroups.remove_unused(top), "there is a group inside");
+        assert!(cgroups.remove_unused(&inner) && cgroups.remove_unused(top));
+        assert!(cgroups.dirs(top).is_empty());
+        assert!(cgroups.remove_unused(top), "what is not there is not left");
     }
 
     #[test]

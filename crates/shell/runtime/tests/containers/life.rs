@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_killed_shim_is_lost_and_nothing_runs", || block_on(a_killed_shim_is_lost())),
     ("a_reboot_loses_containers_once", || block_on(a_reboot_loses_containers_once())),
     ("removal_leaves_nothing", || block_on(removal_leaves_nothing())),
+    ("groups_go_with_the_last_container", || block_on(groups_go_with_the_last_container())),
     ("what_has_no_record_is_ended", || block_on(what_has_no_record_is_ended())),
     ("two_daemons_do_not_touch_each_other", || block_on(two_daemons_do_not_touch_each_other())),
     ("a_burst_of_containers_starts", || block_on(a_burst_of_containers_starts())),
@@ -360,6 +361,25 @@ async fn removal_leaves_nothing() {
         shims.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
     })
     .await;
+}
+
+async fn groups_go_with_the_last_container() {
+    let host = Host::new().await;
+    let cgroups = Cgroups::detect().unwrap();
+    for id in ["a", "b"] {
+        host.start(&shell(id, "sleep 1000")).await.unwrap();
+    }
+    assert!(!host.runtime.release_groups().await.unwrap(), "two containers run");
+    let shims = host.group().join(shim::SHIMS_GROUP);
+    eventually("shims are in their group", async || cgroups.processes(&shims).len() == 2).await;
+    host.runtime.remove("a").await.unwrap();
+    assert!(!host.runtime.release_groups().await.unwrap(), "one container runs");
+    host.runtime.remove("b").await.unwrap();
+    assert!(host.runtime.release_groups().await.unwrap());
+    assert!(cgroups.dirs(&host.group()).is_empty(), "{:?}", cgroups.dirs(&host.group()));
+    // And what comes afterwards runs.
+    let (exit, _) = host.run(&shell("c", "exit 3")).await;
+    assert_eq!(exit.code, 3);
 }
 
 async fn what_has_no_record_is_ended() {
