@@ -64,7 +64,14 @@ pub(crate) struct Filters {
     allowed: BTreeMap<Key, Rc<Allowed>>,
     /// The last key asked for: most services have no constraints at all.
     plain: Option<Rc<Allowed>>,
-    images: BTreeMap<String, Rc<Vec<bool>>>,
+    images: BTreeMap<String, Rc<Images>>,
+}
+
+/// Which nodes are known to have an image.
+pub(crate) struct Images {
+    pub has: Vec<bool>,
+    /// All have it, or none: the image makes no difference.
+    pub uniform: bool,
 }
 
 impl Filters {
@@ -79,7 +86,7 @@ impl Filters {
     }
 
     /// Nodes that are known to have the image.
-    pub(crate) fn with_image(&mut self, nodes: &Nodes<'_>, image: &str) -> Rc<Vec<bool>> {
+    pub(crate) fn with_image(&mut self, nodes: &Nodes<'_>, image: &str) -> Rc<Images> {
         if let Some(known) = self.images.get(image) {
             return Rc::clone(known);
         }
@@ -87,7 +94,9 @@ impl Filters {
         let has = |c: &crate::nodes::Candidate<'_>| {
             c.node.description.images.binary_search(&wanted).is_ok()
         };
-        let known: Rc<Vec<bool>> = Rc::new(nodes.list.iter().map(has).collect());
+        let has: Vec<bool> = nodes.list.iter().map(has).collect();
+        let uniform = has.iter().all(|has| *has) || !has.iter().any(|has| *has);
+        let known = Rc::new(Images { has, uniform });
         self.images.insert(image.to_owned(), Rc::clone(&known));
         known
     }

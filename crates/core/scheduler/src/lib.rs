@@ -73,29 +73,31 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
     let mut filters = Filters::default();
     let mut pairs: Vec<(TaskId, NodeId)> = Vec::new();
     let mut waiting: BTreeSet<ServiceId> = BTreeSet::new();
-    while let Some((service, revision, first)) = queue.next() {
+    while let Some(&(service, revision, _)) = queue.peek() {
         if pairs.len() >= limit {
             plan.more = true;
             break;
         }
-        let mut tasks = vec![first];
-        while let Some((_, _, task)) = queue.next_if(|(s, r, _)| (*s, *r) == (service, revision)) {
-            if pairs.len() + tasks.len() < limit {
-                tasks.push(task);
-            } else {
-                plan.more = true;
-            }
-        }
+        let mut of_group =
+            || queue.next_if(|(s, r, _)| (*s, *r) == (service, revision)).map(|(_, _, task)| task);
         let (Some(service), Some(revision)) =
             (view.service(service), view.revision(service, revision))
         else {
+            while of_group().is_some() {}
             continue; // the service is gone: the orchestrator deletes its tasks
         };
+        // Global tasks are decided one by one: those that have to wait must not hide the others.
+        let global = service.spec.mode == ServiceMode::Global;
+        let room = if global { usize::MAX } else { limit - pairs.len() };
+        let tasks: Vec<TaskId> = std::iter::from_fn(&mut of_group).take(room).collect();
         let group = Group { service, revision, tasks };
-        let unplaced = decide_group(view, &group, &mut nodes, &mut filters, &mut pairs);
-        if let Some((count, misses)) = unplaced {
+        if let Some((count, misses)) =
+            decide_group(view, &group, &mut nodes, &mut filters, &mut pairs)
+        {
+            // What one replica lacks, the others lack too.
+            let others = std::iter::from_fn(of_group).count();
             waiting.insert(service.id);
-            reason::set_unplaced(&mut plan, ctx.now, service, count, &misses);
+            reason::set_unplaced(&mut plan, ctx.now, service, count + others, &misses);
         }
     }
     if !plan.more {

@@ -5,6 +5,7 @@
 //! Invariant: after each single placement every node is in the place that the order says.
 
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use state::Snapshot;
@@ -12,18 +13,37 @@ use types::{Labels, NodeId, TaskId, TaskState};
 
 use crate::Group;
 use crate::filter::{Allowed, Filters, Misses};
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, value_at};
 
-/// A node's place in the order; the least goes first.
+/// A node's place in the order, packed so that one comparison of integers decides; the least goes
+/// first. From the highest bit: whether a task of this very template was rejected or failed there,
+/// the active tasks of the service, whether the image is missing, all tasks, the node's number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    /// A task of this very template was rejected or failed there.
-    burnt: bool,
-    /// Active tasks of the service.
-    own: u32,
-    lacks_image: bool,
-    tasks: u32,
-    at: usize,
+struct Rank(u128);
+
+impl Rank {
+    const OWN: u32 = 65;
+    const TASKS: u32 = 32;
+
+    fn new(burnt: bool, own: u32, lacks_image: bool, tasks: u32, at: u32) -> Self {
+        let own = u128::from(own) << Self::OWN;
+        let lacks_image = u128::from(lacks_image) << 64;
+        let tasks = u128::from(tasks) << Self::TASKS;
+        Self(u128::from(burnt) << 97 | own | lacks_image | tasks | u128::from(at))
+    }
+
+    fn own(self) -> u32 {
+        (self.0 >> Self::OWN) as u32
+    }
+
+    fn at(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// The same node with one task more.
+    fn placed(self) -> Self {
+        Self(self.0 + (1 << Self::OWN) + (1 << Self::TASKS))
+    }
 }
 
 /// Global tasks come with their node: it is only checked.
@@ -65,53 +85,62 @@ pub(crate) fn spread(
 ) -> Option<(usize, Misses)> {
     let spec = &group.revision.spec;
     let images = filters.with_image(nodes, &spec.container.image);
-    let uniform = images.iter().all(|has| *has) || !images.iter().any(|has| *has);
     let fresh = view.placed(group.service.id).next().is_none() && !has_history(view, group);
     if fresh
-        && uniform
+        && images.uniform
         && spec.placement.spread.is_empty()
         && group.tasks.len() * 2 <= allowed.count
         && walk(group, nodes, allowed, pairs)
     {
         return None;
     }
-    let own: BTreeMap<NodeId, u32> = view.placed(group.service.id).collect();
-    let burnt = burnt_nodes(view, group);
-    let mut tree = Tree::new(spec.placement.spread.len());
+    let mut tree = plant(view, group, nodes, allowed, &images.has);
     let mut misses = allowed.misses;
-    for at in (0..nodes.list.len()).filter(|at| allowed.nodes[*at]) {
-        let candidate = &nodes.list[at];
-        let rank = Rank {
-            burnt: burnt.contains(&candidate.node.id),
-            own: own.get(&candidate.node.id).copied().unwrap_or(0),
-            lacks_image: !images[at],
-            tasks: candidate.tasks,
-            at,
+    for (done, task) in group.tasks.iter().enumerate() {
+        let Some(at) = tree.place(|rank| fits(group, nodes, rank, &mut misses)) else {
+            return Some((group.tasks.len() - done, misses));
         };
-        tree.add(&path_of(candidate.node, &spec.placement.spread), rank);
-    }
-    let mut left = group.tasks.iter();
-    while let Some(task) = left.as_slice().first() {
-        let Some(rank) = tree.take(|rank| fits(group, nodes, rank, &mut misses)) else {
-            return Some((left.as_slice().len(), misses));
-        };
-        nodes.place(rank.at, &spec.reservations);
-        pairs.push((*task, nodes.list[rank.at].node.id));
-        tree.put_back(Rank { own: rank.own + 1, tasks: rank.tasks + 1, ..rank });
-        left.next();
+        nodes.place(at, &spec.reservations);
+        pairs.push((*task, nodes.list[at].node.id));
     }
     None
 }
 
+/// The nodes that are allowed, in order.
+fn plant(
+    view: &Snapshot,
+    group: &Group<'_>,
+    nodes: &Nodes<'_>,
+    allowed: &Allowed,
+    has_image: &[bool],
+) -> Tree {
+    let descriptors = &group.revision.spec.placement.spread;
+    let mut placed = view.placed(group.service.id).peekable();
+    let burnt = burnt_nodes(view, group);
+    let mut tree = Tree::new(descriptors.len());
+    for (at, candidate) in nodes.list.iter().enumerate() {
+        let own = value_at(&mut placed, candidate.node.id).unwrap_or(0);
+        if !allowed.nodes[at] {
+            continue;
+        }
+        let burnt = burnt.contains(&candidate.node.id);
+        let number = u32::try_from(at).unwrap_or(u32::MAX);
+        let rank = Rank::new(burnt, own, !has_image[at], candidate.tasks, number);
+        tree.add(path_of(candidate.node, descriptors), rank);
+    }
+    tree.order();
+    tree
+}
+
 /// A node that no longer fits is counted under what it lacks, and not looked at again.
-fn fits(group: &Group<'_>, nodes: &Nodes<'_>, rank: &Rank, misses: &mut Misses) -> bool {
+fn fits(group: &Group<'_>, nodes: &Nodes<'_>, rank: Rank, misses: &mut Misses) -> bool {
     let spec = &group.revision.spec;
     let max = spec.placement.max_replicas;
-    if !nodes.list[rank.at].has_room(&spec.reservations) {
+    if !nodes.list[rank.at()].has_room(&spec.reservations) {
         misses.resources += 1;
         return false;
     }
-    if max > 0 && u64::from(rank.own) >= max {
+    if max > 0 && u64::from(rank.own()) >= max {
         misses.max_replicas += 1;
         return false;
     }
@@ -127,8 +156,7 @@ fn walk(
     pairs: &mut Vec<(TaskId, NodeId)>,
 ) -> bool {
     let held = &group.revision.spec.reservations;
-    let fit = nodes.by_load().filter(|at| allowed.nodes[*at] && nodes.list[*at].has_room(held));
-    let chosen: Vec<usize> = fit.take(group.tasks.len()).collect();
+    let chosen = nodes.least_loaded(group.tasks.len(), held, &allowed.nodes);
     if chosen.len() < group.tasks.len() {
         return false;
     }
@@ -156,24 +184,25 @@ fn burnt_nodes(view: &Snapshot, group: &Group<'_>) -> BTreeSet<NodeId> {
 }
 
 /// The values of the labels that are spread over, in order.
-fn path_of(node: &types::Node, descriptors: &[String]) -> Vec<String> {
-    let value = |labels: &Labels, key: &str| labels.get(key).cloned().unwrap_or_default();
-    let one = |descriptor: &String| {
+fn path_of<'a>(
+    node: &'a types::Node,
+    descriptors: &'a [String],
+) -> impl Iterator<Item = &'a str> + 'a {
+    let value = |labels: &'a Labels, key: &str| labels.get(key).map_or("", String::as_str);
+    let one = move |descriptor: &'a String| {
         let lower = descriptor.to_ascii_lowercase();
         match lower.starts_with("node.labels.") {
             true => value(&node.spec.labels, &descriptor["node.labels.".len()..]),
             false => value(&node.description.engine_labels, &descriptor["engine.labels.".len()..]),
         }
     };
-    descriptors.iter().map(one).collect()
+    descriptors.iter().map(one)
 }
 
 /// Nodes grouped by the values of labels, level by level; without preferences, one leaf.
 struct Tree {
     depth: usize,
     branches: Vec<Branch>,
-    /// The path that the last taken node was found on.
-    trail: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -181,71 +210,80 @@ struct Branch {
     /// Tasks of the service below.
     tasks: u64,
     children: BTreeMap<String, usize>,
-    heap: BinaryHeap<Reverse<Rank>>,
+    /// The children that still have nodes, the one with the fewest tasks first.
+    poorest: BinaryHeap<Reverse<(u64, usize)>>,
+    /// A leaf's nodes.
+    nodes: BinaryHeap<Reverse<Rank>>,
 }
 
 impl Tree {
     fn new(depth: usize) -> Self {
-        Self { depth, branches: vec![Branch::default()], trail: Vec::new() }
+        Self { depth, branches: vec![Branch::default()] }
     }
 
-    fn add(&mut self, path: &[String], rank: Rank) {
+    fn add<'a>(&mut self, path: impl Iterator<Item = &'a str>, rank: Rank) {
         let mut at = 0;
         for value in path {
-            self.branches[at].tasks += u64::from(rank.own);
+            self.branches[at].tasks += u64::from(rank.own());
             at = match self.branches[at].children.get(value) {
                 Some(child) => *child,
                 None => {
                     let child = self.branches.len();
                     self.branches.push(Branch::default());
-                    self.branches[at].children.insert(value.clone(), child);
+                    self.branches[at].children.insert(value.to_owned(), child);
                     child
                 }
             };
         }
-        self.branches[at].tasks += u64::from(rank.own);
-        self.branches[at].heap.push(Reverse(rank));
+        self.branches[at].tasks += u64::from(rank.own());
+        self.branches[at].nodes.push(Reverse(rank));
     }
 
-    /// The first node in order that `fits`; the others that came before it are dropped.
-    fn take(&mut self, mut fits: impl FnMut(&Rank) -> bool) -> Option<Rank> {
-        self.trail.clear();
-        self.take_below(0, 0, &mut fits)
+    /// Puts the branches in order, when all nodes have been added.
+    fn order(&mut self) {
+        for at in 0..self.branches.len() {
+            let children = self.branches[at].children.values();
+            let counted = children.map(|child| Reverse((self.branches[*child].tasks, *child)));
+            self.branches[at].poorest = counted.collect();
+        }
     }
 
-    fn take_below(
+    /// Counts a task on the first node in order that `fits`, and gives the node's number. Those
+    /// before it do not fit the group any more and are dropped.
+    fn place(&mut self, mut fits: impl FnMut(Rank) -> bool) -> Option<usize> {
+        self.place_below(0, 0, &mut fits)
+    }
+
+    fn place_below(
         &mut self,
         at: usize,
         level: usize,
-        fits: &mut impl FnMut(&Rank) -> bool,
-    ) -> Option<Rank> {
-        self.trail.push(at);
+        fits: &mut impl FnMut(Rank) -> bool,
+    ) -> Option<usize> {
         if level == self.depth {
-            while let Some(Reverse(rank)) = self.branches[at].heap.pop() {
-                if fits(&rank) {
-                    return Some(rank);
-                }
-            }
-        } else {
-            let mut children: Vec<usize> = self.branches[at].children.values().copied().collect();
-            children.sort_by_key(|child| (self.branches[*child].tasks, *child));
-            for child in children {
-                if let Some(rank) = self.take_below(child, level + 1, fits) {
-                    return Some(rank);
-                }
+            return place_on_first(&mut self.branches[at].nodes, fits);
+        }
+        while let Some(Reverse((tasks, child))) = self.branches[at].poorest.pop() {
+            if let Some(node) = self.place_below(child, level + 1, fits) {
+                self.branches[at].poorest.push(Reverse((tasks + 1, child)));
+                return Some(node);
             }
         }
-        self.trail.pop();
         None
     }
+}
 
-    /// Puts the last taken node back, with one task more.
-    fn put_back(&mut self, rank: Rank) {
-        for at in &self.trail {
-            self.branches[*at].tasks += 1;
+fn place_on_first(
+    nodes: &mut BinaryHeap<Reverse<Rank>>,
+    fits: &mut impl FnMut(Rank) -> bool,
+) -> Option<usize> {
+    while let Some(mut first) = nodes.peek_mut() {
+        let rank = first.0;
+        if fits(rank) {
+            *first = Reverse(rank.placed());
+            return Some(rank.at());
         }
-        if let Some(leaf) = self.trail.last() {
-            self.branches[*leaf].heap.push(Reverse(rank));
-        }
+        PeekMut::pop(first);
     }
+    None
 }

@@ -151,3 +151,20 @@ fn no_nodes_at_all_is_said_so() {
          note unplaced web 1 tasks: no suitable node (the cluster has no nodes)",
     );
 }
+
+#[test]
+fn replicas_that_cannot_be_placed_do_not_ask_again_at_once() {
+    let fixture = testkit::fixture(
+        "node a ready cpu=0.1
+         service web replicas=4 reserve.cpu=0.5
+         task web.1 pending
+         task web.2 pending
+         task web.3 pending
+         task web.4 pending",
+    );
+    let mut ids = base::IdSource::new(1);
+    let mut ctx = Ctx { view: &fixture.view, now: fixture.now, ids: &mut ids };
+    let plan = crate::decide_queue(&mut ctx, 2);
+    assert!(!plan.more, "the other replicas lack the same");
+    assert!(plan.notes.iter().any(|note| note.text.starts_with("web 4 tasks:")), "{plan:?}");
+}

@@ -200,7 +200,12 @@ impl Snapshot {
         self.usage.get(&node).copied().unwrap_or_default()
     }
 
-    /// Active tasks of a service by node.
+    /// What the tasks of nodes hold of them, in the order of the nodes' ids.
+    pub fn usages(&self) -> impl Iterator<Item = (NodeId, Usage)> {
+        self.usage.iter().map(|(node, usage)| (*node, *usage))
+    }
+
+    /// Active tasks of a service by node, in the order of the nodes' ids.
     pub fn placed(&self, service: ServiceId) -> impl Iterator<Item = (NodeId, u32)> {
         self.placed
             .range((service, NodeId::MIN)..=(service, NodeId::MAX))

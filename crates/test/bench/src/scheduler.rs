@@ -62,7 +62,11 @@ pub fn pending(nodes: u64, services: u64, replicas: u32) -> Snapshot {
 
 /// Places everything, plan by plan, as the manager's loop does on its working copy.
 #[must_use]
-pub fn place_all(mut view: Snapshot, placements_per_plan: usize) -> Placed {
+pub fn place_all(view: Snapshot, placements_per_plan: usize) -> Placed {
+    place_into(view, placements_per_plan).1
+}
+
+fn place_into(mut view: Snapshot, placements_per_plan: usize) -> (Snapshot, Placed) {
     let mut ids = IdSource::new(1);
     let mut placed =
         Placed { tasks: 0, planning: Duration::ZERO, applying: Duration::ZERO, plans: 0 };
@@ -83,22 +87,22 @@ pub fn place_all(mut view: Snapshot, placements_per_plan: usize) -> Placed {
         assert!(done > 0, "the scheduler does not go on");
         placed.tasks += done;
     }
-    placed
+    (view, placed)
 }
 
-/// Bytes of resident memory for each task that `make` puts into a snapshot, all told.
+/// Bytes of resident memory for each task of a cluster at rest, all told: nodes, services, tables
+/// and indexes divided by the tasks. Only right in a process that did nothing else before.
 #[must_use]
-pub fn bytes_per_task(make: impl FnOnce() -> Snapshot) -> (Snapshot, f64) {
+pub fn bytes_per_running_task(nodes: u64, services: u64, replicas: u32) -> f64 {
     let before = resident_bytes();
-    let view = make();
+    let view = place_into(pending(nodes, services, replicas), 20_000).0;
+    let view = all_running(view);
     let bytes = resident_bytes().saturating_sub(before);
-    let tasks = view.task_count().max(1) as f64;
-    (view, bytes as f64 / tasks)
+    bytes as f64 / view.task_count().max(1) as f64
 }
 
 /// Makes every task of `view` a running one, as in a cluster at rest.
-#[must_use]
-pub fn all_running(mut view: Snapshot) -> Snapshot {
+fn all_running(mut view: Snapshot) -> Snapshot {
     let ids: Vec<TaskId> = view.tasks().map(|task| task.id).collect();
     let status = |pid: usize| TaskStatus {
         state: TaskState::Running,
