@@ -3,7 +3,7 @@
 //! Owns: the stream of finished connections for tonic's `serve_with_incoming`.
 //! Does not know: what is served, or what a peer may do.
 //! Invariant: callers that stay silent cannot keep others out: when all places are taken the
-//! oldest unfinished handshake loses its place.
+//! oldest unfinished handshake loses its place, and so does the oldest caller without certificate.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -28,6 +28,7 @@ use tonic::transport::server::Connected;
 use crate::divert::Divert;
 use crate::identity::Identity;
 use crate::limits::{ACCEPT_PAUSE, HANDSHAKE_EVICT_AGE, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX};
+use crate::patience::{Patience, Strangers};
 use crate::tls::{NodeTls, PROTOCOL_HTTP, TlsError};
 
 /// Serves `listener` with this node's certificate.
@@ -41,6 +42,7 @@ pub fn accept_stream(listener: TcpListener, tls: &Arc<NodeTls>) -> Result<Incomi
         divert: None,
         handshakes: JoinSet::new(),
         places: VecDeque::new(),
+        strangers: Strangers::default(),
         timer: None,
     })
 }
@@ -58,6 +60,7 @@ pub struct PeerInfo {
 pub struct TlsConn {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
+    patience: Patience,
 }
 
 /// The stream of accepted connections; it ends never.
@@ -68,6 +71,8 @@ pub struct Incoming {
     handshakes: JoinSet<Option<TlsConn>>,
     /// Unfinished handshakes by age, the oldest first; finished ones are swept out now and then.
     places: VecDeque<(Instant, AbortHandle)>,
+    /// Who is connected without a certificate.
+    strangers: Strangers,
     /// Wakes the stream when the oldest may be evicted, or when `accept` may be tried again.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -144,7 +149,12 @@ impl Stream for Incoming {
             self.accept(cx);
             match ready_or_empty(self.handshakes.poll_join_next(cx)) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(connection)) => return Poll::Ready(Some(Ok(connection))),
+                Poll::Ready(Some(mut connection)) => {
+                    if connection.peer.identity.is_none() {
+                        connection.patience.hold(self.strangers.enter());
+                    }
+                    return Poll::Ready(Some(Ok(connection)));
+                }
                 // A failed, evicted or panicked handshake has left a place free.
                 Poll::Ready(None) => {}
             }
@@ -199,8 +209,9 @@ pub(crate) fn finish(
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     match leaf.map(|leaf| Identity::from_der(leaf)).transpose() {
         Ok(identity) => {
+            let patience = Patience::new(identity.is_none());
             let peer = PeerInfo { identity: identity.map(Arc::new), addr };
-            Some(TlsConn { stream, peer })
+            Some(TlsConn { stream, peer, patience })
         }
         Err(error) => {
             tracing::debug!(%addr, %error, "peer certificate refused");
@@ -223,7 +234,14 @@ impl AsyncRead for TlsConn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if let Poll::Ready(error) = self.patience.poll_end(cx) {
+            tracing::debug!(addr = %self.peer.addr, %error, "connection ended");
+            return Poll::Ready(Err(error));
+        }
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        self.patience.heard(buf.filled().len() - before);
+        Poll::Ready(read)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod files;
 pub mod identity;
 pub mod key;
 pub mod limits;
+mod patience;
 pub mod pin;
 pub mod renewal;
 pub mod tls;

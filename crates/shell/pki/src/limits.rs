@@ -31,6 +31,14 @@ pub const DIVERTED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const HANDSHAKE_EVICT_AGE: Duration = Duration::from_millis(500);
 /// From accept or dial to a finished handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a finished handshake to a peer's greeting, which clients send at once.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Length of the greeting of HTTP/2; before it no other limit of that protocol holds.
+pub const GREETING_BYTES: usize = 24;
+/// Connections without a certificate, together: nodes that join, each for a moment.
+pub const STRANGERS_MAX: usize = 512;
+/// A connection without a certificate ends after this long: a join asks once, for 10 s at most.
+pub const STRANGER_LIFE: Duration = Duration::from_secs(30);
 /// Pause after `accept` failed (no file descriptors left), before the next attempt.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// From dial to an established TCP connection.

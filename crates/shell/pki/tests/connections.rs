@@ -217,6 +217,35 @@ async fn silent_and_talkative_strangers_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn strangers_with_a_handshake_lose_their_place_to_newer_ones() {
+    let root = root();
+    let (addr, mut seen) = serve(&tls(&root, 1, Role::Manager, 9)).await;
+    tokio::spawn(async move { while seen.recv().await.is_some() {} });
+    let known = connector(&tls(&root, 2, Role::Worker, 9), Expected::default()).unwrap();
+    let mut known = talk(known, addr).await.unwrap();
+    let stranger = || talk(Pinned::new(root.digest()).unwrap().connector(), addr);
+    let mut oldest = stranger().await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..limits::STRANGERS_MAX {
+        others.push(stranger().await.unwrap());
+    }
+    let ended = timeout(Duration::from_secs(5), oldest.inner_mut().read(&mut [0; 4])).await;
+    assert!(!matches!(ended, Ok(Ok(1..)) | Err(_)), "{ended:?}");
+    ping(others.last_mut().unwrap()).await.unwrap();
+    ping(&mut known).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stranger_that_says_nothing_is_not_borne_for_long() {
+    let root = root();
+    let (addr, _seen) = serve(&tls(&root, 1, Role::Manager, 9)).await;
+    let mut silent = talk(Pinned::new(root.digest()).unwrap().connector(), addr).await.unwrap();
+    let limit = limits::GREETING_TIMEOUT + Duration::from_secs(5);
+    let ended = timeout(limit, silent.inner_mut().read(&mut [0; 4])).await;
+    assert!(!matches!(ended, Ok(Ok(1..)) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test]
 async fn connections_of_another_protocol_are_handed_over() {
     let root = root();
     let server = tls(&root, 1, Role::Manager, 9);
