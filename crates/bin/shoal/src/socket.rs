@@ -4,17 +4,19 @@
 //! Does not know: what they ask. Invariant: a caller that says nothing holds no place for long, and
 //! there are never more than a fixed number of callers.
 
+use std::future::Future;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
@@ -24,11 +26,15 @@ const GROUP: &str = "shoal";
 const CALLERS_MAX: usize = 2_048;
 /// Until a caller must have said something.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Length of the greeting of HTTP/2, which a client sends at once; before it no other limit holds.
+const GREETING_BYTES: usize = 24;
 
 /// One caller.
 pub(crate) struct Caller {
     stream: UnixStream,
     uid: u32,
+    /// Bytes that are missing in its greeting, and until when it must be whole.
+    greeting: Option<(usize, Pin<Box<Sleep>>)>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -92,7 +98,9 @@ async fn admit(
     let spoken = tokio::time::timeout(SILENCE_MAX, stream.ready(Interest::READABLE)).await;
     let uid = stream.peer_cred().map(|credentials| credentials.uid());
     if let (Ok(Ok(_)), Ok(uid)) = (spoken, uid) {
-        let _ = tx.send(Ok(Caller { stream, uid, _place: place })).await;
+        let until = Box::pin(tokio::time::sleep(SILENCE_MAX));
+        let greeting = Some((GREETING_BYTES, until));
+        let _ = tx.send(Ok(Caller { stream, uid, greeting, _place: place })).await;
     }
 }
 
@@ -110,7 +118,18 @@ impl AsyncRead for Caller {
         cx: &mut TaskContext<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        if let Some((_, until)) = &mut self.greeting
+            && until.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        let count = buffer.filled().len() - before;
+        self.greeting = self.greeting.take().and_then(|(missing, until)| {
+            missing.checked_sub(count).filter(|left| *left > 0).map(|left| (left, until))
+        });
+        Poll::Ready(read)
     }
 }
 
