@@ -116,11 +116,10 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
             RuntimeError::NotExecutable { code, .. } => Some(*code),
             _ => None,
         };
-        let text = match error {
-            RuntimeError::ImageMissing { .. } => {
-                format!("node {}: {}", self.identity.node_name, chain(error))
-            }
-            error => chain(error).to_string(),
+        // What is rejected may work on another node: which one it was is part of the reason.
+        let text = match self.status.state < TaskState::Starting {
+            true => format!("node {}: {}", self.identity.node_name, chain(error)),
+            false => chain(error).to_string(),
         };
         tracing::warn!(task.id = %self.identity.id, error = text, "task failed");
         let now = self.node.clock.now();
