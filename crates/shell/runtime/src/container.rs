@@ -134,6 +134,9 @@ impl Container {
         let this = Arc::clone(self);
         let binary = Arc::clone(binary);
         let runtime = tokio::runtime::Handle::current();
+        let cgroups = self.cgroups.clone();
+        // Not waited for: only the speed of the start depends on it.
+        drop(tokio::task::spawn_blocking(move || cgroups.expect_moves()));
         let child = blocking("start the shim", move || {
             let _inside = runtime.enter();
             this.spawn_shim(&binary, theirs)
