@@ -14,14 +14,21 @@ use state::{Member, Proposal, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
+use crate::clock::Gate;
+
 /// How long a group is without a leader after one was lost.
 const ELECTION: Millis = Millis(700);
+/// How long a manager that goes on may believe that nothing has changed.
+const DEAF_MAX: Millis = Millis(300);
 /// How often followers apply and leadership is looked at.
 const TICK: Duration = Duration::from_millis(10);
 
 /// One manager of the group.
 struct Seat {
     alive: bool,
+    gate: Gate,
+    /// Has stood still, or did a moment ago: it has not heard who leads since then.
+    deaf_for: Millis,
     applied: usize,
     view: Snapshot,
     changes: ChangeLog,
@@ -56,16 +63,18 @@ pub(crate) struct SimStore {
 }
 
 impl Group {
-    pub(crate) fn new(managers: usize, random: IdSource) -> Self {
-        let seat = |_| Seat {
+    pub(crate) fn new(gates: &[Gate], random: IdSource) -> Self {
+        let seat = |gate: &Gate| Seat {
             alive: true,
+            gate: gate.clone(),
+            deaf_for: Millis::ZERO,
             applied: 0,
             view: Snapshot::default(),
             changes: ChangeLog::default(),
             leadership: watch::Sender::new(Leadership::default()),
         };
         let inner = Inner {
-            seats: (0..managers).map(seat).collect(),
+            seats: gates.iter().map(seat).collect(),
             log: Vec::new(),
             leader: None,
             term: 0,
@@ -109,6 +118,8 @@ impl Group {
         if alive {
             // A restarted daemon reads its log anew; watchers of the old one are gone.
             inner.seats[seat].changes = ChangeLog::default();
+            inner.seats[seat].deaf_for = Millis::ZERO;
+            inner.tell();
         }
         inner.lead();
     }
@@ -124,15 +135,28 @@ impl Group {
         inner.lead();
     }
 
+    /// The manager's daemon stops where it stands, or goes on. For a while it then believes what
+    /// it believed before.
+    pub(crate) fn set_stopped(&self, seat: usize, stopped: bool) {
+        let mut inner = self.lock();
+        inner.seats[seat].gate.set_stopped(stopped);
+        inner.seats[seat].deaf_for = match stopped {
+            true => Millis::MAX,
+            false => Millis(inner.random.below(DEAF_MAX.0)),
+        };
+        inner.lead();
+    }
+
     async fn tick(self) {
         loop {
             sleep(TICK).await;
             let mut inner = self.lock();
+            inner.listen();
             inner.lead();
             inner.elect();
             if let Some(leader) = inner.leader {
                 for seat in 0..inner.seats.len() {
-                    if inner.seats[seat].alive && inner.hears(leader, seat) {
+                    if inner.is_up(seat) && inner.hears(leader, seat) {
                         inner.catch_up(seat);
                     }
                 }
@@ -146,11 +170,30 @@ impl Inner {
         a == b || !self.cut.contains(&(a.min(b), a.max(b)))
     }
 
+    fn is_up(&self, seat: usize) -> bool {
+        self.seats[seat].alive && !self.seats[seat].gate.is_stopped()
+    }
+
     fn has_majority(&self, seat: usize) -> bool {
         let heard = (0..self.seats.len())
-            .filter(|other| self.seats[*other].alive && self.hears(seat, *other))
+            .filter(|other| self.is_up(*other) && self.hears(seat, *other))
             .count();
-        self.seats[seat].alive && heard > self.seats.len() / 2
+        self.is_up(seat) && heard > self.seats.len() / 2
+    }
+
+    /// Those who have gone on hear the others again, after a moment.
+    fn listen(&mut self) {
+        let mut news = false;
+        for seat in &mut self.seats {
+            let deaf = seat.deaf_for > Millis::ZERO;
+            if deaf && !seat.gate.is_stopped() {
+                seat.deaf_for = Millis(seat.deaf_for.0.saturating_sub(TICK.as_millis() as u64));
+                news |= seat.deaf_for == Millis::ZERO;
+            }
+        }
+        if news {
+            self.tell();
+        }
     }
 
     /// A leader that died or lost its majority leads no more.
@@ -182,7 +225,8 @@ impl Inner {
     }
 
     fn tell(&self) {
-        for (number, seat) in self.seats.iter().enumerate() {
+        let hearing = |(_, seat): &(usize, &Seat)| seat.deaf_for == Millis::ZERO;
+        for (number, seat) in self.seats.iter().enumerate().filter(hearing) {
             let known = self.leader.filter(|leader| seat.alive && self.hears(*leader, number));
             seat.leadership.send_replace(Leadership {
                 term: self.term,
@@ -240,12 +284,15 @@ impl Store for SimStore {
     }
 
     async fn propose(&self, proposal: Proposal) -> Result<Applied, ProposeError> {
-        let (wait, unlucky) = {
+        let (wait, unlucky, gate) = {
             let mut inner = self.group.lock();
-            (2 + inner.random.below(8), inner.random.below(200) == 0)
+            let gate = inner.seats[self.seat].gate.clone();
+            (2 + inner.random.below(8), inner.random.below(200) == 0, gate)
         };
         sleep(Duration::from_millis(wait)).await;
         let applied = self.group.lock().append(self.seat, &proposal);
+        // Whoever stood still when the answer came hears it late.
+        gate.pass().await;
         // Now and then the answer is lost: the entry is in the log all the same.
         if unlucky && applied.is_ok() { Err(ProposeError::TimedOut) } else { applied }
     }

@@ -16,6 +16,8 @@ use tokio::time::{Duration, sleep};
 use types::NodeId;
 use wire::v1::{LogsPublish, ManagerMessage, NodeMessage};
 
+use crate::clock::Gate;
+
 /// A stream that carries nothing for this long is broken.
 const STALL_MAX: Duration = Duration::from_secs(8);
 const STALL_POLL: Duration = Duration::from_millis(100);
@@ -27,6 +29,8 @@ struct Inner {
     /// Open links by host and manager.
     open: Vec<(usize, usize, AbortHandle)>,
     random: IdSource,
+    /// Of each host; those of the managers come first.
+    gates: Vec<Gate>,
 }
 
 #[derive(Clone)]
@@ -35,9 +39,9 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    pub(crate) fn new(random: IdSource) -> Self {
-        let inner =
-            Inner { cut: BTreeSet::new(), managers: BTreeMap::new(), open: Vec::new(), random };
+    pub(crate) fn new(random: IdSource, gates: Vec<Gate>) -> Self {
+        let (cut, managers, open) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
+        let inner = Inner { cut, managers, open, random, gates };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -71,8 +75,15 @@ impl Net {
         self.lock().close(|(other, _)| other == host);
     }
 
-    fn is_cut(&self, host: usize, manager: usize) -> bool {
-        self.lock().cut.contains(&(host, manager))
+    /// Nothing gets through: the line is cut, or one of the ends stands still.
+    fn is_blocked(&self, host: usize, manager: usize) -> bool {
+        let inner = self.lock();
+        let stopped = [host, manager].iter().any(|end| inner.gates[*end].is_stopped());
+        stopped || inner.cut.contains(&(host, manager))
+    }
+
+    fn gate(&self, host: usize) -> Gate {
+        self.lock().gates[host].clone()
     }
 
     fn delay(&self) -> Duration {
@@ -100,7 +111,7 @@ impl Net {
             };
             sleep(self.delay()).await;
             let mut stalled = Duration::ZERO;
-            while self.is_cut(host, manager) {
+            while self.is_blocked(host, manager) {
                 sleep(STALL_POLL).await;
                 stalled += STALL_POLL;
                 if stalled >= STALL_MAX {
@@ -137,10 +148,13 @@ pub(crate) struct Dialer {
 impl SessionDialer<NodeMessage, ManagerMessage> for Dialer {
     async fn dial(&self, address: &str) -> Result<Link<NodeMessage, ManagerMessage>, LinkError> {
         sleep(self.net.delay()).await;
+        self.net.gate(self.host).pass().await;
         let unreachable =
             || LinkError::Unreachable { address: address.to_owned(), problem: "no answer".into() };
         let number = address.trim_start_matches("manager-").trim_end_matches(":2377");
         let manager: usize = number.parse().map_err(|_| unreachable())?;
+        // The kernel takes the connection, but nobody answers on it.
+        self.net.gate(manager).pass().await;
         let handle = {
             let inner = self.net.lock();
             let cut = inner.cut.contains(&(self.host, manager));

@@ -17,6 +17,8 @@ use ports::runtime::{
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
+use crate::clock::Gate;
+
 struct Inner {
     containers: BTreeMap<String, ContainerState>,
     networks: BTreeMap<String, ()>,
@@ -29,13 +31,15 @@ struct Inner {
 pub(crate) struct Host {
     inner: Arc<Mutex<Inner>>,
     changed: watch::Sender<u64>,
+    /// Of the daemon; containers go on while it stands still.
+    gate: Gate,
 }
 
 impl Host {
-    pub(crate) fn new(random: IdSource) -> Self {
+    pub(crate) fn new(random: IdSource, gate: Gate) -> Self {
         let inner =
             Inner { containers: BTreeMap::new(), networks: BTreeMap::new(), random, started: 0 };
-        Self { inner: Arc::new(Mutex::new(inner)), changed: watch::Sender::new(0) }
+        Self { inner: Arc::new(Mutex::new(inner)), changed: watch::Sender::new(0), gate }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -49,6 +53,7 @@ impl Host {
     async fn work(&self, most: u64) {
         let wait = 1 + self.lock().random.below(most);
         sleep(Duration::from_millis(wait)).await;
+        self.gate.pass().await;
     }
 
     /// The machine went down: whatever ran is lost.
@@ -183,6 +188,7 @@ impl Runtime for Host {
     async fn wait(&self, id: &str) -> Result<ContainerState, RuntimeError> {
         let mut changed = self.changed.subscribe();
         loop {
+            self.gate.pass().await;
             let state = self.lock().containers.get(id).cloned();
             match state {
                 None => return Err(RuntimeError::NoContainer { id: id.to_owned() }),

@@ -21,7 +21,7 @@ use types::{
     ServiceId, ServiceMode, ServiceSpec, TaskSpec,
 };
 
-use crate::clock::SimClock;
+use crate::clock::{Gate, SimClock};
 use crate::group::{Group, SimStore, address};
 use crate::invariants::{Backwards, check_converged, check_running, check_services, check_slots};
 use crate::link::{Dialer, Net};
@@ -59,6 +59,8 @@ pub struct Outcome {
 
 /// Simulated time in which the cluster must converge once faults stop.
 const CALM_MAX: Millis = Millis::from_secs(900);
+/// How far a node's wall clock is off at most.
+const SKEW_MAX: Millis = Millis::from_secs(20);
 const CHECK_PERIOD: Millis = Millis(500);
 
 /// Runs one seed to its end, in virtual time.
@@ -85,9 +87,12 @@ struct HostState {
     host: Host,
     db: Arc<TaskDb>,
     node: NodeId,
+    clock: SimClock,
+    gate: Gate,
     agent: Option<(JoinHandle<()>, watch::Sender<bool>)>,
     cut_until: Option<Millis>,
     down_until: Option<Millis>,
+    stopped_until: Option<Millis>,
 }
 
 struct World {
@@ -111,22 +116,26 @@ impl World {
     async fn new(plan: Plan) -> Self {
         let mut random = IdSource::new(u128::from(plan.seed) << 1 | 1);
         let mut split = || IdSource::new(random.mint().as_u128());
-        let group = Group::new(plan.managers, split());
-        let net = Net::new(split());
-        let hosts = (0..plan.hosts)
-            .map(|number| HostState {
-                host: Host::new(split()),
-                db: Arc::new(TaskDb::in_memory().expect("memory does not fail")),
-                node: NodeId(Id::from_u128(number as u128 + 1).expect("not zero")),
-                agent: None,
-                cut_until: None,
-                down_until: None,
-            })
-            .collect();
+        let gates: Vec<Gate> = (0..plan.hosts).map(|_| Gate::new()).collect();
+        let group = Group::new(&gates[..plan.managers], split());
+        let net = Net::new(split(), gates.clone());
+        let clock = SimClock::new();
+        let hosts = gates.iter().enumerate().map(|(number, gate)| HostState {
+            host: Host::new(split(), gate.clone()),
+            db: Arc::new(TaskDb::in_memory().expect("memory does not fail")),
+            node: NodeId(Id::from_u128(number as u128 + 1).expect("not zero")),
+            clock: clock.of_node(gate),
+            gate: gate.clone(),
+            agent: None,
+            cut_until: None,
+            down_until: None,
+            stopped_until: None,
+        });
+        let hosts = hosts.collect();
         let stop = watch::Sender::new(false);
         let mut world = Self {
             plan,
-            clock: SimClock::new(),
+            clock,
             random,
             group,
             net,
@@ -138,6 +147,7 @@ impl World {
             faults: 0,
             stop,
         };
+        (0..plan.hosts).for_each(|host| world.set_clock(host));
         (0..plan.managers).for_each(|seat| world.start_manager(seat));
         world.found().await;
         (0..plan.hosts).for_each(|host| world.start_agent(host));
@@ -150,8 +160,9 @@ impl World {
 
     fn start_manager(&mut self, seat: usize) {
         self.group.set_alive(seat, true);
-        let (store, clock, timing) = (self.group.store(seat), self.clock, Timing::default());
-        let (dispatcher, handle) = Dispatcher::new(store.clone(), clock, timing);
+        let (store, timing) = (self.group.store(seat), Timing::default());
+        let clock = self.hosts[seat].clock.clone();
+        let (dispatcher, handle) = Dispatcher::new(store.clone(), clock.clone(), timing);
         let reconcile =
             manager::reconcile::run(store, clock, self.split(), timing, self.stop.subscribe());
         self.managers[seat] =
@@ -169,7 +180,7 @@ impl World {
             hostname: format!("host-{number}"),
             runtime: state.host.clone(),
             network: state.host.clone(),
-            clock: self.clock,
+            clock: state.clock.clone(),
             dialer,
             db: Arc::clone(&state.db),
             ids,
@@ -186,10 +197,28 @@ impl World {
         self.hosts[number].agent = Some((task, stop));
     }
 
+    /// A node's wall clock is set, rightly or not.
+    fn set_clock(&mut self, number: usize) {
+        let skew = self.random.below(2 * SKEW_MAX.0 + 1) as i64 - SKEW_MAX.0 as i64;
+        self.hosts[number].clock.set_skew(skew);
+    }
+
+    /// A node's daemon stands still where it is, or goes on; its containers run.
+    fn set_stopped(&mut self, number: usize, stopped: bool) {
+        if number < self.plan.managers {
+            self.group.set_stopped(number, stopped);
+        }
+        self.hosts[number].gate.set_stopped(stopped);
+    }
+
     /// A daemon dies where it stands: agent and, on a manager, its loops.
     fn kill_daemon(&mut self, number: usize) {
         if let Some((task, _)) = self.hosts[number].agent.take() {
             task.abort();
+        }
+        if self.hosts[number].stopped_until.take().is_some() {
+            // The kill ends a stopped process too.
+            self.set_stopped(number, false);
         }
         self.net.close_host(number);
         if number < self.plan.managers {
@@ -281,7 +310,10 @@ impl World {
         let settled: Vec<bool> = self
             .hosts
             .iter()
-            .map(|host| calm || (host.cut_until.is_none() && host.down_until.is_none()))
+            .map(|host| {
+                let faults = [host.cut_until, host.down_until, host.stopped_until];
+                calm || faults.iter().all(Option::is_none)
+            })
             .collect();
         check_running(&view, &self.seen().0, &settled)
     }
@@ -313,7 +345,18 @@ impl World {
                 self.hosts[host].cut_until = until;
             }
             16 => self.all_killed(),
+            17 => self.stop(host, until),
+            18 => self.stop(self.group.leader().unwrap_or(host), until),
+            19 => self.set_clock(host),
             _ => {}
+        }
+    }
+
+    fn stop(&mut self, host: usize, until: Option<Millis>) {
+        let state = &mut self.hosts[host];
+        if state.stopped_until.is_none() && state.down_until.is_none() {
+            state.stopped_until = until;
+            self.set_stopped(host, true);
         }
     }
 
@@ -349,6 +392,10 @@ impl World {
             if self.hosts[number].cut_until.is_some_and(|until| until <= now) {
                 self.hosts[number].cut_until = None;
                 self.cut(number, false);
+            }
+            if self.hosts[number].stopped_until.is_some_and(|until| until <= now) {
+                self.hosts[number].stopped_until = None;
+                self.set_stopped(number, false);
             }
             if self.hosts[number].down_until.is_some_and(|until| until <= now) {
                 self.hosts[number].down_until = None;
@@ -480,5 +527,32 @@ fn cluster() -> Cluster {
         address_pools: Vec::new(),
         address_pool_mask: 24,
         next_node_number: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_stands_still_is_replaced_and_believes_it_for_a_while() {
+        let mut world = World::new(Plan::new(5)).await;
+        world.create_service().await;
+        let old = world.group.leader().expect("the cluster was founded");
+        let until = Some(Millis(world.clock.monotonic().0 + 20_000));
+        world.stop(old, until);
+        assert_eq!(world.group.leader(), None);
+        sleep(Duration::from_secs(5)).await;
+        let new = world.group.leader().expect("two of three are a majority");
+        assert_ne!(new, old);
+        let still = world.group.store(old).leadership().borrow().is_leader;
+        assert!(still, "it has not heard of it");
+        let term = world.group.store(new).leadership().borrow().term;
+        sleep(Duration::from_secs(20)).await;
+        world.heal_due(Millis::MAX);
+        sleep(Duration::from_secs(1)).await;
+        let heard = world.group.store(old).leadership().borrow().clone();
+        assert!(!heard.is_leader && heard.term >= term, "{heard:?}");
+        assert_eq!(world.settle().await, Ok(()));
     }
 }
