@@ -40,6 +40,25 @@ pub fn fault_of_proposal(error: &ProposeError) -> Fault {
     Fault::new(code, error.to_string())
 }
 
+/// What became of a write is not known: its leader was replaced before it answered.
+#[must_use]
+pub(crate) fn replaced_meanwhile() -> Fault {
+    let message = "the leader was replaced before it answered: the write may have been stored";
+    Fault::new(ErrorCode::Unavailable, message).hint("look, and repeat it when it was not")
+}
+
+/// The answer to a call, unless the leader that was asked is replaced first.
+pub(crate) async fn unless_replaced<T>(
+    call: impl Future<Output = T>,
+    replaced: impl Future<Output = ()>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        answer = call => Some(answer),
+        () = replaced => None,
+    }
+}
+
 /// Channels to the leader, kept while it stays the same.
 #[derive(Clone)]
 pub struct Leader<S> {
@@ -75,6 +94,21 @@ impl<S: Store> Leader<S> {
         }
     }
 
+    /// Ends when another manager leads than does now: what was asked of the one before need not be
+    /// waited for, as its connection may be dead for a while before that shows.
+    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<S> {
+        let mut leadership = self.store.leadership();
+        let asked = leadership.borrow_and_update().leader.as_ref().map(|(id, _)| *id);
+        async move {
+            let another = leadership
+                .wait_for(|now| now.leader.as_ref().is_some_and(|(id, _)| Some(*id) != asked));
+            if another.await.is_err() {
+                // The store has ended; the call itself will notice.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     fn channel(&self, address: &str) -> Result<Channel, Fault> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, channel)) = kept.as_ref()
@@ -90,5 +124,20 @@ impl<S: Store> Leader<S> {
             pki::channel(address, connector).map_err(|error| internal(error.to_string()))?;
         *kept = Some((address.to_owned(), channel.clone()));
         Ok(channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_is_replaced_is_not_waited_for() {
+        assert_eq!(unless_replaced(ready(1), pending()).await, Some(1));
+        assert_eq!(unless_replaced(ready(1), ready(())).await, Some(1), "an answer is one");
+        assert_eq!(unless_replaced(pending::<u8>(), ready(())).await, None);
+        assert!(replaced_meanwhile().message.contains("may have been stored"));
     }
 }

@@ -27,7 +27,9 @@ use wire::v1::control_server::Control;
 use wire::v1::{self, Freshness};
 
 use crate::dispatcher::DispatcherHandle;
-use crate::forward::{Answer, Leader, fault_of_proposal, not_leader};
+use crate::forward::{
+    Answer, Leader, fault_of_proposal, not_leader, replaced_meanwhile, unless_replaced,
+};
 
 pub(crate) use cluster_api::cluster as cluster_of;
 pub use logs::LogBroker;
@@ -116,15 +118,17 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
 macro_rules! read {
     ($self:ident, $request:ident, $method:ident) => {{
         let request = $request.into_inner();
-        match $self.locate().map_err(|fault| status_of(&fault))? {
-            Answer::There(channel) => {
-                let mut client = client(channel);
-                match client.$method(request.clone()).await {
-                    Err(status) if is_unreachable(&status) => {}
-                    answer => return answer,
-                }
+        for _ in 0..LEADERS_ASKED_MAX {
+            let replaced = $self.leader.replaced();
+            let Answer::There(channel) = $self.locate().map_err(|fault| status_of(&fault))? else {
+                break;
+            };
+            let mut client = client(channel);
+            match unless_replaced(client.$method(request.clone()), replaced).await {
+                None => continue,
+                Some(Err(status)) if is_unreachable(&status) => break,
+                Some(answer) => return answer,
             }
-            Answer::Here | Answer::Nowhere => {}
         }
         answer($self.$method(request).await)
     }};
@@ -135,11 +139,16 @@ macro_rules! write {
     ($self:ident, $request:ident, $method:ident) => {{
         let uid = $request.extensions().get::<CallerUid>().map(|uid| uid.0);
         tracing::info!(caller.uid = uid, call = stringify!($method), "write requested");
+        let replaced = $self.leader.replaced();
         match $self.locate().map_err(|fault| status_of(&fault))? {
             Answer::Here => answer($self.$method($request.into_inner()).await),
             Answer::There(channel) => {
-                let answer = client(channel).$method($request.into_inner()).await;
-                answer.map_err(|status| leader_lost($self, status))
+                let mut client = client(channel);
+                let call = client.$method($request.into_inner());
+                match unless_replaced(call, replaced).await {
+                    Some(answer) => answer.map_err(|status| leader_lost($self, status)),
+                    None => Err(status_of(&replaced_meanwhile())),
+                }
             }
             Answer::Nowhere => Err(status_of(&not_leader(None))),
         }
@@ -158,6 +167,8 @@ fn client(channel: tonic::transport::Channel) -> Client {
         .max_encoding_message_size(wire::MESSAGE_BYTES_MAX)
 }
 
+/// Leaders that a read is asked of while they are replaced; then this manager answers itself.
+const LEADERS_ASKED_MAX: usize = 2;
 /// Lists of a large cluster are long; one answer never exceeds this.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
