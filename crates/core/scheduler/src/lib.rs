@@ -56,7 +56,7 @@ impl Decider for Scheduler {
 pub(crate) struct Group<'a> {
     pub service: &'a Service,
     pub revision: &'a Revision,
-    pub tasks: Vec<TaskId>,
+    pub tasks: &'a [TaskId],
 }
 
 /// Works the queue off, at most `limit` placements.
@@ -71,7 +71,10 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
     }
     let mut nodes = Nodes::of(view);
     let mut filters = Filters::default();
-    let mut pairs: Vec<(TaskId, NodeId)> = Vec::new();
+    // Both are made once and large enough: growing them would cost more than the placing.
+    let most = limit.min(view.pending_count());
+    let mut pairs: Vec<(TaskId, NodeId)> = Vec::with_capacity(most);
+    let mut tasks: Vec<TaskId> = Vec::with_capacity(most);
     let mut waiting: BTreeSet<ServiceId> = BTreeSet::new();
     while let Some(&(service, revision, _)) = queue.peek() {
         if pairs.len() >= limit {
@@ -89,8 +92,9 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
         // Global tasks are decided one by one: those that have to wait must not hide the others.
         let global = service.spec.mode == ServiceMode::Global;
         let room = if global { usize::MAX } else { limit - pairs.len() };
-        let tasks: Vec<TaskId> = std::iter::from_fn(&mut of_group).take(room).collect();
-        let group = Group { service, revision, tasks };
+        tasks.clear();
+        tasks.extend(std::iter::from_fn(&mut of_group).take(room));
+        let group = Group { service, revision, tasks: &tasks };
         if let Some((count, misses)) =
             decide_group(view, &group, &mut nodes, &mut filters, &mut pairs)
         {

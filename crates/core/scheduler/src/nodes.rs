@@ -72,14 +72,15 @@ impl<'a> Nodes<'a> {
 
     /// Brings the order up to date. Groups that keep an order of their own never pay for this one.
     fn refile(&mut self) {
-        let list = &mut self.list;
-        let by_load = self.by_load.get_or_insert_with(|| {
-            let ready = list.iter().enumerate().filter(|(_, c)| c.ready);
-            ready.map(|(at, c)| (c.filed, at)).collect()
-        });
+        let Some(by_load) = &mut self.by_load else {
+            self.list.iter_mut().for_each(|candidate| candidate.filed = candidate.tasks);
+            let ready = self.list.iter().enumerate().filter(|(_, c)| c.ready);
+            self.by_load = Some(ready.map(|(at, c)| (c.filed, at)).collect());
+            return;
+        };
         for at in self.moved.drain(..) {
-            let candidate = &mut list[at];
-            if candidate.filed != candidate.tasks && by_load.remove(&(candidate.filed, at)) {
+            let candidate = &mut self.list[at];
+            if by_load.remove(&(candidate.filed, at)) {
                 by_load.insert((candidate.tasks, at));
             }
             candidate.filed = candidate.tasks;
@@ -89,7 +90,7 @@ impl<'a> Nodes<'a> {
     /// Counts one more task on the node.
     pub(crate) fn place(&mut self, at: usize, held: &Resources) {
         let candidate = &mut self.list[at];
-        if candidate.filed == candidate.tasks {
+        if self.by_load.is_some() && candidate.filed == candidate.tasks {
             self.moved.push(at);
         }
         candidate.tasks += 1;

@@ -56,7 +56,7 @@ pub(crate) fn confirm(
 ) -> Option<(usize, Misses)> {
     let held = &group.revision.spec.reservations;
     let (mut count, mut misses) = (0, Misses::default());
-    for task in &group.tasks {
+    for task in group.tasks {
         let Some(node) = view.task(*task).and_then(|task| task.node) else { continue };
         let at = nodes.number(node);
         match at.map(|at| (at, &nodes.list[at])) {
@@ -117,7 +117,7 @@ fn plant(
     let descriptors = &group.revision.spec.placement.spread;
     let mut placed = view.placed(group.service.id).peekable();
     let burnt = burnt_nodes(view, group);
-    let mut tree = Tree::new(descriptors.len());
+    let mut tree = Tree::new(descriptors.len(), allowed.count);
     for (at, candidate) in nodes.list.iter().enumerate() {
         let own = value_at(&mut placed, candidate.node.id).unwrap_or(0);
         if !allowed.nodes[at] {
@@ -217,8 +217,10 @@ struct Branch {
 }
 
 impl Tree {
-    fn new(depth: usize) -> Self {
-        Self { depth, branches: vec![Branch::default()] }
+    fn new(depth: usize, nodes: usize) -> Self {
+        let leaf = if depth == 0 { nodes } else { 0 };
+        let root = Branch { nodes: BinaryHeap::with_capacity(leaf), ..Branch::default() };
+        Self { depth, branches: vec![root] }
     }
 
     fn add<'a>(&mut self, path: impl Iterator<Item = &'a str>, rank: Rank) {

@@ -14,6 +14,11 @@ use bench::raft::Commits;
 use bench::{etcd, raft, scheduler};
 use clap::Parser;
 use serde_json::json;
+use tikv_jemallocator::Jemalloc;
+
+/// The allocator of `shoal`, so that what is measured is what runs.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
