@@ -12,7 +12,7 @@ use types::{
 
 use crate::slots::SlotView;
 use crate::turn::Turn;
-use crate::wanted::{Rules, is_displaced};
+use crate::wanted::is_displaced;
 
 /// A run this long ends a series of failures.
 const STABLE_RUN: Millis = Millis::from_secs(60);
@@ -27,11 +27,11 @@ pub(crate) fn decide_slot(turn: &mut Turn<'_>, slot: &SlotView<'_>) {
     }
     let Some(current) = slot.current() else { return };
     let revision = turn.view.revision(current.service, current.revision);
-    let rules = Rules::of(revision.map_or(&turn.revision.spec, |r| &r.spec));
+    let revision = revision.map_or(turn.revision, |revision| revision);
     let replicated = matches!(turn.service.spec.mode, ServiceMode::Replicated(_));
     if current.status.state.is_terminal() {
         decide_ended(turn, slot.key, current);
-    } else if replicated && is_displaced(turn.view, current.node, &rules) {
+    } else if replicated && is_displaced(turn.view, current.node, revision) {
         let name = &turn.service.spec.name;
         let text = format!("{name} task {} leaves its node", current.id);
         if turn.replace(slot.key, current, TaskState::Ready) {

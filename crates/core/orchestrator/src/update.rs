@@ -8,7 +8,6 @@ use types::{Task, TaskSpec, TaskState, UpdateState, UpdateStatus};
 
 use crate::slots::SlotView;
 use crate::turn::{Kept, Turn};
-use crate::wanted::Rules;
 
 pub(crate) fn decide_update(turn: &mut Turn<'_>, kept: &Kept<'_>) {
     let dirty: Vec<&&SlotView<'_>> = kept.iter().filter(|slot| is_dirty(turn, slot)).collect();
@@ -84,19 +83,20 @@ fn is_dirty(turn: &Turn<'_>, slot: &SlotView<'_>) -> bool {
         return false;
     }
     match turn.view.revision(task.service, task.revision) {
-        Some(old) => must_replace(turn, task, &old.spec, &turn.revision.spec),
+        Some(old) => must_replace(turn, task, &old.spec),
         None => true,
     }
 }
 
 /// A changed placement alone replaces only tasks that it moves.
-fn must_replace(turn: &Turn<'_>, task: &Task, old: &TaskSpec, new: &TaskSpec) -> bool {
+fn must_replace(turn: &Turn<'_>, task: &Task, old: &TaskSpec) -> bool {
+    let new = &*turn.revision.spec;
     let mut same_place = old.clone();
     same_place.placement = new.placement.clone();
     // Restart rules concern the manager only.
     same_place.restart = new.restart.clone();
     let node = task.node.and_then(|id| turn.view.node(id));
-    same_place != *new || node.is_none_or(|node| !Rules::of(new).allow(node))
+    same_place != *new || node.is_none_or(|node| !turn.revision.allows(node))
 }
 
 /// A task of the current template that does not run yet, or one that is being stopped.

@@ -5,9 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use types::{
-    Availability, Constraint, Node, NodeId, NodeState, ServiceMode, SlotKey, TaskSpec, TaskState,
-};
+use types::{Availability, NodeId, NodeState, Revision, ServiceMode, SlotKey, TaskState};
 
 use crate::slots::SlotView;
 use crate::turn::{Kept, TASKS_PER_PLAN_MAX, Turn};
@@ -73,14 +71,13 @@ fn scale_down<'a>(turn: &mut Turn<'_>, live: Kept<'a>, wanted: usize) -> Kept<'a
 }
 
 fn decide_global<'a>(turn: &mut Turn<'_>, live: Kept<'a>) -> Kept<'a> {
-    let rules = Rules::of(&turn.revision.spec);
+    let revision = turn.revision;
     let mut kept = Kept::with_capacity(live.len());
     for slot in live {
         let SlotKey::Node(id) = slot.key else { continue };
-        let stays = turn
-            .view
-            .node(id)
-            .is_some_and(|node| node.spec.availability != Availability::Drain && rules.allow(node));
+        let stays = turn.view.node(id).is_some_and(|node| {
+            node.spec.availability != Availability::Drain && revision.allows(node)
+        });
         if stays {
             kept.push(slot);
             continue;
@@ -95,7 +92,7 @@ fn decide_global<'a>(turn: &mut Turn<'_>, live: Kept<'a>) -> Kept<'a> {
     let view = turn.view;
     for node in view.nodes() {
         let key = SlotKey::Node(node.id);
-        let eligible = node.takes_tasks() && rules.allow(node) && !has.contains(&key);
+        let eligible = node.takes_tasks() && revision.allows(node) && !has.contains(&key);
         if eligible && !turn.create(key, TaskState::Running) {
             break;
         }
@@ -111,36 +108,17 @@ impl Turn<'_> {
     }
 }
 
-/// Where a template's tasks may be.
-pub(crate) struct Rules {
-    constraints: Vec<Constraint>,
-    platforms: Vec<types::Platform>,
-}
-
-impl Rules {
-    pub(crate) fn of(spec: &TaskSpec) -> Self {
-        let parse = |text: &String| Constraint::parse(text).ok();
-        Self {
-            constraints: spec.placement.constraints.iter().filter_map(parse).collect(),
-            platforms: spec.placement.platforms.clone(),
-        }
-    }
-
-    /// Whether a task may be on `node`, as far as labels and platform go.
-    pub(crate) fn allow(&self, node: &Node) -> bool {
-        let platform = &node.description.platform;
-        self.constraints.iter().all(|constraint| constraint.matches(node))
-            && (self.platforms.is_empty() || self.platforms.iter().any(|p| platform.fits(p)))
-    }
-}
-
 /// Why the current task of a replicated slot cannot stay where it is.
-pub(crate) fn is_displaced(view: &state::Snapshot, node: Option<NodeId>, rules: &Rules) -> bool {
+pub(crate) fn is_displaced(
+    view: &state::Snapshot,
+    node: Option<NodeId>,
+    revision: &Revision,
+) -> bool {
     let Some(id) = node else { return false };
     match view.node(id) {
         None => true,
         Some(node) if node.is_lost() => true,
         // The constraints of nodes that are not ready are judged when they are.
-        Some(node) => node.status.state == NodeState::Ready && !rules.allow(node),
+        Some(node) => node.status.state == NodeState::Ready && !revision.allows(node),
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use types::{Constraint, ImageName, Platform, TaskSpec};
+use types::{ImageName, Platform, Revision};
 
 use crate::nodes::Nodes;
 
@@ -75,14 +75,14 @@ pub(crate) struct Images {
 }
 
 impl Filters {
-    pub(crate) fn of(&mut self, nodes: &Nodes<'_>, spec: &TaskSpec) -> Rc<Allowed> {
-        let placement = &spec.placement;
+    pub(crate) fn of(&mut self, nodes: &Nodes<'_>, revision: &Revision) -> Rc<Allowed> {
+        let placement = &revision.spec.placement;
         if placement.constraints.is_empty() && placement.platforms.is_empty() {
-            let plain = self.plain.get_or_insert_with(|| Rc::new(compute(nodes, spec)));
+            let plain = self.plain.get_or_insert_with(|| Rc::new(compute(nodes, revision)));
             return Rc::clone(plain);
         }
         let key = (placement.constraints.clone(), placement.platforms.clone());
-        Rc::clone(self.allowed.entry(key).or_insert_with(|| Rc::new(compute(nodes, spec))))
+        Rc::clone(self.allowed.entry(key).or_insert_with(|| Rc::new(compute(nodes, revision))))
     }
 
     /// Nodes that are known to have the image.
@@ -102,20 +102,15 @@ impl Filters {
     }
 }
 
-fn compute(nodes: &Nodes<'_>, spec: &TaskSpec) -> Allowed {
-    let parse = |text: &String| Constraint::parse(text).ok();
-    let constraints: Vec<Constraint> =
-        spec.placement.constraints.iter().filter_map(parse).collect();
-    let platforms = &spec.placement.platforms;
+fn compute(nodes: &Nodes<'_>, revision: &Revision) -> Allowed {
     let mut allowed =
         Allowed { nodes: vec![false; nodes.list.len()], count: 0, misses: Misses::default() };
     for (at, candidate) in nodes.list.iter().enumerate() {
-        let platform = &candidate.node.description.platform;
         if !candidate.ready {
             allowed.misses.not_ready += 1;
-        } else if !constraints.iter().all(|c| c.matches(candidate.node)) {
+        } else if !revision.constraints_match(candidate.node) {
             allowed.misses.constraints += 1;
-        } else if !platforms.is_empty() && !platforms.iter().any(|p| platform.fits(p)) {
+        } else if !revision.platform_fits(candidate.node) {
             allowed.misses.platform += 1;
         } else {
             allowed.nodes[at] = true;

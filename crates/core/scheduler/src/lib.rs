@@ -121,7 +121,7 @@ fn decide_group(
     filters: &mut Filters,
     pairs: &mut Vec<(TaskId, NodeId)>,
 ) -> Option<(usize, Misses)> {
-    let allowed = filters.of(nodes, &group.revision.spec);
+    let allowed = filters.of(nodes, group.revision);
     if group.service.spec.mode == ServiceMode::Global {
         return place::confirm(view, group, nodes, &allowed, pairs);
     }

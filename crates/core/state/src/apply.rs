@@ -397,7 +397,7 @@ impl Snapshot {
     }
 
     fn add_revision(&mut self, service: ServiceId, number: u64, spec: &ServiceSpec) {
-        let revision = Revision { service, number, spec: Arc::new(spec.task.clone()) };
+        let revision = Revision::new(service, number, Arc::new(spec.task.clone()));
         self.revisions.insert((service, number), Arc::new(revision));
     }
 

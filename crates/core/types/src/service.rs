@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use base::Timestamp;
 
-use crate::{Meta, ServiceId, ServiceSpec, TaskSpec};
+use crate::constraint::Constraint;
+use crate::{Meta, Node, ServiceId, ServiceSpec, TaskSpec};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -29,6 +30,37 @@ pub struct Revision {
     pub service: ServiceId,
     pub number: u64,
     pub spec: Arc<TaskSpec>,
+    /// The constraints of `spec`, read once: every decision about a place asks for them.
+    constraints: Arc<[Constraint]>,
+}
+
+impl Revision {
+    /// Constraints that make no sense are left out: the checks of a spec refuse them.
+    #[must_use]
+    pub fn new(service: ServiceId, number: u64, spec: Arc<TaskSpec>) -> Self {
+        let parse = |text: &String| Constraint::parse(text).ok();
+        let constraints = spec.placement.constraints.iter().filter_map(parse).collect();
+        Self { service, number, spec, constraints }
+    }
+
+    /// Whether the labels and so on of `node` are as the constraints want them.
+    #[must_use]
+    pub fn constraints_match(&self, node: &Node) -> bool {
+        self.constraints.iter().all(|constraint| constraint.matches(node))
+    }
+
+    /// Whether it runs on the platform of `node`.
+    #[must_use]
+    pub fn platform_fits(&self, node: &Node) -> bool {
+        let wanted = &self.spec.placement.platforms;
+        wanted.is_empty() || wanted.iter().any(|one| node.description.platform.fits(one))
+    }
+
+    /// Whether a task may be on `node`, as far as labels and platform go.
+    #[must_use]
+    pub fn allows(&self, node: &Node) -> bool {
+        self.constraints_match(node) && self.platform_fits(node)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -97,6 +97,25 @@ pub enum Slot {
     Node,
 }
 
+impl Slot {
+    /// As it travels and is stored: zero for a task that is known by its node.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Replica(number) => number,
+            Self::Node => 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Node,
+            number => Self::Replica(number),
+        }
+    }
+}
+
 /// A slot, told apart from every other of the same service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SlotKey {

@@ -281,10 +281,7 @@ where
             id,
             service,
             service_name: revision.service_name.clone(),
-            slot: match assignment.slot {
-                0 => types::Slot::Node,
-                number => types::Slot::Replica(number),
-            },
+            slot: types::Slot::from_number(assignment.slot),
             node: self.node_id,
             node_name: self.hostname.clone(),
         };

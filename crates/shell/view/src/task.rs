@@ -4,7 +4,7 @@
 //! Invariant: `Slot` is left out on tasks of global services, as docker's.
 
 use serde_json::{Value, json};
-use types::{Slot, Task, TaskSpec, TaskState};
+use types::{Task, TaskSpec, TaskState};
 
 use crate::json::{Object, time};
 use crate::spec::task_spec;
@@ -36,10 +36,7 @@ pub fn task(task: &Task, facts: TaskFacts<'_>) -> Value {
         .filled("Err", error)
         .filled("ContainerStatus", if started { container.build() } else { Value::Null })
         .with("PortStatus", json!({}));
-    let slot = match task.slot {
-        Slot::Replica(number) => number,
-        Slot::Node => 0,
-    };
+    let slot = task.slot.number();
     Object::new()
         .with("ID", task.id.to_string())
         .meta(&task.meta)
@@ -68,7 +65,7 @@ mod tests {
             meta: Meta::default(),
             service: ServiceId(id),
             revision: 1,
-            slot: Slot::Replica(2),
+            slot: types::Slot::Replica(2),
             node: None,
             desired: TaskState::Running,
             status: TaskStatus {

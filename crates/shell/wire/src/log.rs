@@ -458,7 +458,7 @@ fn restore_record(restore: &mut Restore, record: Record) -> Result<(), StoredErr
         Record::Revision(f) => {
             let spec: types::TaskSpec = needed(f.spec, "spec")?;
             let service = identity(&f.service, "service")?;
-            restore.revision(types::Revision { service, number: f.revision, spec: Arc::new(spec) });
+            restore.revision(types::Revision::new(service, f.revision, Arc::new(spec)));
         }
         Record::Task(f) => restore.task(needed(f.task, "task")?),
         Record::Tally(f) => {

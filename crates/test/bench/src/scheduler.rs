@@ -44,7 +44,7 @@ pub fn pending(nodes: u64, services: u64, replicas: u32) -> Snapshot {
     for number in 0..services {
         let id = ServiceId(ids.mint());
         let spec = Arc::new(spec(number, u64::from(replicas)));
-        restore.revision(Revision { service: id, number: 1, spec: Arc::new(spec.task.clone()) });
+        restore.revision(Revision::new(id, 1, Arc::new(spec.task.clone())));
         restore.service(Service {
             id,
             meta: Meta::default(),

@@ -8,6 +8,7 @@
 //! change  web image=other                   a later revision of the service
 //! task    web.1 @a running desired=shutdown rev=old age=90s exit=1
 //! tally   web.1 attempts=2 resume=12:00:05
+//! reason  web scheduler no-suitable-node since=11:59:58 count=2 no suitable node (…)
 //! gone    web                               the service was removed after its tasks were made
 //! ```
 //!
@@ -21,8 +22,8 @@ use state::{Restore, Snapshot};
 use types::{
     Availability, Cluster, ClusterId, ClusterSpec, ContainerSpec, Labels, Meta, Node,
     NodeDescription, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, Placement, Platform,
-    Resources, RestartCondition, Revision, Service, ServiceId, ServiceMode, ServiceSpec, Slot,
-    SlotKey, Tally, Task, TaskId, TaskSpec, TaskState, TaskStatus,
+    Reason, Resources, RestartCondition, Revision, Service, ServiceId, ServiceMode, ServiceSpec,
+    Slot, SlotKey, Tally, Task, TaskId, TaskSpec, TaskState, TaskStatus,
 };
 
 /// A snapshot, the time of the decision, and names for what is in it.
@@ -123,6 +124,7 @@ impl Builder {
                 };
                 self.tallies.push((service, slot, tally));
             }
+            "reason" => self.reason(words)?,
             "gone" => self.gone.push(service_id(words.first()?)),
             _ => return None,
         }
@@ -135,7 +137,20 @@ impl Builder {
 
     fn add_revision(&mut self, service: ServiceId, spec: &ServiceSpec) {
         let spec = Arc::new(spec.task.clone());
-        self.revisions.push(Revision { service, number: self.index, spec });
+        self.revisions.push(Revision::new(service, self.index, spec));
+    }
+
+    fn reason(&mut self, words: &[&str]) -> Option<()> {
+        let [service, decider, code, since, count, message @ ..] = words else { return None };
+        let reason = Reason {
+            decider: (*decider).to_owned(),
+            code: (*code).to_owned(),
+            message: message.join(" "),
+            count: count.strip_prefix("count=")?.parse().ok()?,
+            since: clock(since.strip_prefix("since=")?)?,
+        };
+        self.services.get_mut(&service_id(service))?.reasons.push(reason);
+        Some(())
     }
 
     fn change(&mut self, words: &[&str]) -> Option<()> {

@@ -67,10 +67,7 @@ fn assignment(view: &Snapshot, id: TaskId) -> Option<TaskAssignment> {
         task: bytes_of(task.id.0),
         service: bytes_of(task.service.0),
         revision: task.revision,
-        slot: match task.slot {
-            types::Slot::Replica(number) => number,
-            types::Slot::Node => 0,
-        },
+        slot: task.slot.number(),
         desired: task.desired as i32,
     })
 }

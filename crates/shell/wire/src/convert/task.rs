@@ -19,10 +19,7 @@ impl From<&Task> for v1::Task {
             meta: Some(task.meta.into()),
             service: task.service.to_bytes().to_vec().into(),
             revision: task.revision,
-            slot: match task.slot {
-                Slot::Replica(number) => number,
-                Slot::Node => 0,
-            },
+            slot: task.slot.number(),
             node: task.node.map(|node| node.to_bytes().to_vec().into()).unwrap_or_default(),
             desired: task.desired as i32,
             status: Some((&task.status).into()),
@@ -39,10 +36,7 @@ impl TryFrom<v1::Task> for Task {
             meta: required(task.meta, "task.meta")?.into(),
             service: id(&task.service, "task.service")?,
             revision: task.revision,
-            slot: match task.slot {
-                0 => Slot::Node,
-                number => Slot::Replica(number),
-            },
+            slot: Slot::from_number(task.slot),
             node: optional_id(&task.node, "task.node")?,
             desired: state(task.desired, "task.desired")?,
             status: required(task.status, "task.status")?.try_into()?,
