@@ -199,7 +199,7 @@ impl<M: Machine> RaftStore<M> {
         let target = {
             let metrics = self.inner.raft.metrics();
             let metrics = metrics.borrow_watched();
-            best_successor(&metrics, self.inner.tuning).ok_or_else(|| {
+            best_successor(&metrics, self.inner.tuning, &BTreeSet::new()).ok_or_else(|| {
                 match metrics.membership_config.voter_ids().count().saturating_sub(1) {
                     0 => MembershipError::LastManager,
                     voters => {

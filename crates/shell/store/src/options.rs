@@ -49,6 +49,9 @@ pub struct Tuning {
     pub free_bytes_floor: u64,
     /// A proposal that is not answered in this time is given up, its outcome unknown.
     pub proposal_timeout: Millis,
+    /// A manager that is not to lead stands for election all the same when no member has led, or
+    /// sought to, for this long.
+    pub leaderless_patience: Millis,
 }
 
 impl Default for Tuning {
@@ -60,6 +63,7 @@ impl Default for Tuning {
             keep_entries: 500,
             free_bytes_floor: 4 * SEGMENT_BYTES,
             proposal_timeout: Millis::from_secs(30),
+            leaderless_patience: Millis::from_secs(60),
         }
     }
 }

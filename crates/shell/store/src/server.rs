@@ -7,7 +7,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
@@ -37,7 +37,7 @@ pub(crate) struct Server<M: Machine> {
     /// Tells concurrent receptions apart.
     pub(crate) receptions: AtomicU64,
     /// When a member last called that leads, or seeks to.
-    pub(crate) heard: Mutex<Option<Instant>>,
+    pub(crate) heard: Arc<Mutex<Option<Instant>>>,
     pub(crate) lease: Duration,
 }
 

@@ -1,12 +1,15 @@
-//! What the store does when its disk fills up, and when its log grows long.
+//! What the store does when it may not lead, as when its disk fills up, and when its log grows.
 //!
-//! Owns: the look at free space, giving up leadership before it ends, compaction by bytes.
+//! Owns: the look at free space, giving up leadership before it ends, compaction by bytes; and
+//! standing for election, which others may forbid as well.
 //! Does not know: files.
 //! Invariant: with too little space no proposal is taken and no leadership is sought; both come
-//! back by themselves when there is room again, with a margin, so that it does not flap.
+//! back by themselves when there is room again, with a margin, so that it does not flap. For other
+//! reasons not to lead, a cluster is never left without a leader for good.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -37,12 +40,18 @@ pub(crate) struct SpaceWatch<M: Machine> {
     pub(crate) wal: Wal,
     pub(crate) tuning: Tuning,
     pub(crate) told: watch::Sender<Space>,
+    /// Whether this manager may lead, room or not.
+    pub(crate) stands: watch::Receiver<bool>,
+    /// When a member last led, or sought to.
+    pub(crate) heard: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<M: Machine> SpaceWatch<M> {
     /// Runs until it is dropped with the raft thread.
     pub(crate) async fn run(self) {
         let mut transferred: Option<Instant> = None;
+        let mut asked = BTreeSet::new();
+        let (begun, mut needed, mut elected) = (Instant::now(), false, true);
         loop {
             let before = self.told.borrow().clone();
             let now = self.look(&before);
@@ -53,16 +62,32 @@ impl<M: Machine> SpaceWatch<M> {
                         tracing::error!(path = %path.display(), missing_bytes, "disk space is low");
                     }
                 }
-                self.raft.runtime_config().elect(now == Space::Enough);
                 self.told.send_replace(now.clone());
             }
+            needed = self.is_needed(begun, needed);
+            let may_lead = now == Space::Enough && (*self.stands.borrow() || needed);
+            if may_lead != elected {
+                tracing::info!(may_lead, "standing for election has changed");
+                self.raft.runtime_config().elect(may_lead);
+                elected = may_lead;
+            }
             let waited = transferred.is_none_or(|at| at.elapsed() > SPACE_TRANSFER_RETRY);
-            if now != Space::Enough && waited && give_up_leadership(&self.raft, self.tuning).await {
+            if !may_lead && waited && give_up_leadership(&self.raft, self.tuning, &mut asked).await
+            {
                 transferred = Some(Instant::now());
             }
             self.compact().await;
             tokio::time::sleep(SPACE_PERIOD).await;
         }
+    }
+
+    /// Whether it is to lead though it should not: nobody else has for long, until somebody does.
+    fn is_needed(&self, begun: Instant, before: bool) -> bool {
+        if self.raft.metrics().borrow_watched().state == ServerState::Leader {
+            return before;
+        }
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.unwrap_or(begun).elapsed() >= self.tuning.leaderless_patience.as_duration()
     }
 
     fn look(&self, before: &Space) -> Space {
@@ -109,11 +134,12 @@ impl<M: Machine> SpaceWatch<M> {
     }
 }
 
-/// Asks the voter that has most of the log, and was heard lately, to lead. `false` when this
-/// manager does not lead.
+/// Asks the voter that has most of the log, and was heard lately, to lead; one that was `asked`
+/// before only after all others. `false` when this manager does not lead.
 pub(crate) async fn give_up_leadership<M: Machine>(
     raft: &Raft<Types, StateMachine<M>>,
     tuning: Tuning,
+    asked: &mut BTreeSet<u64>,
 ) -> bool {
     let target = {
         let metrics = raft.metrics();
@@ -121,7 +147,12 @@ pub(crate) async fn give_up_leadership<M: Machine>(
         if metrics.state != ServerState::Leader {
             return false;
         }
-        best_successor(&metrics, tuning)
+        let next = best_successor(&metrics, tuning, asked).or_else(|| {
+            asked.clear();
+            best_successor(&metrics, tuning, asked)
+        });
+        asked.extend(next);
+        next
     };
     match target {
         Some(target) => {
@@ -138,9 +169,11 @@ pub(crate) async fn give_up_leadership<M: Machine>(
 pub(crate) fn best_successor(
     metrics: &openraft::RaftMetrics<Types>,
     tuning: Tuning,
+    without: &BTreeSet<u64>,
 ) -> Option<u64> {
     let lease = tuning.timing.election_max() * 2;
-    let voters = metrics.membership_config.voter_ids().filter(|id| *id != metrics.id);
+    let other = |id: &u64| *id != metrics.id && !without.contains(id);
+    let voters = metrics.membership_config.voter_ids().filter(other);
     let heard = |id: &u64| {
         let acked = metrics.heartbeat.as_ref().and_then(|acked| acked.get(id).copied().flatten());
         acked.is_some_and(|at| at.elapsed() < lease)

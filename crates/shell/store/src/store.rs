@@ -68,6 +68,7 @@ pub(crate) struct Inner<M: Machine> {
     snapshot: Arc<Mutex<Option<SnapshotFile>>>,
     leadership: watch::Receiver<Leadership>,
     space: watch::Receiver<Space>,
+    stands: watch::Sender<bool>,
     taker: mpsc::Sender<Diverted>,
     thread: RaftThread,
 }
@@ -110,6 +111,7 @@ struct Parts<M: Machine> {
     diverted: mpsc::Receiver<Diverted>,
     leadership: watch::Sender<Leadership>,
     space: watch::Sender<Space>,
+    stands: watch::Receiver<bool>,
 }
 
 impl<M: Machine> RaftStore<M> {
@@ -149,6 +151,7 @@ impl<M: Machine> RaftStore<M> {
         let (taker, diverted) = mpsc::channel(CONNECTIONS_QUEUED);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (space, space_seen) = watch::channel(Space::Enough);
+        let (stands, stands_seen) = watch::channel(true);
         let network =
             Network { own: raft_id, tls, timing: tuning.timing, snapshots: snapshots.clone() };
         let parts = Parts {
@@ -163,6 +166,7 @@ impl<M: Machine> RaftStore<M> {
             diverted,
             leadership,
             space,
+            stands: stands_seen,
         };
         let thread = RaftThread::start().map_err(OpenError::Thread)?;
         let raft = thread.run(parts.start()).await.ok_or(OpenError::Panicked)??;
@@ -179,6 +183,7 @@ impl<M: Machine> RaftStore<M> {
                 snapshot,
                 leadership: leadership_seen,
                 space: space_seen,
+                stands,
                 taker,
                 thread,
             }),
@@ -225,6 +230,13 @@ impl<M: Machine> RaftStore<M> {
     #[must_use]
     pub fn space(&self) -> watch::Receiver<Space> {
         self.inner.space.clone()
+    }
+
+    /// Whether this manager may lead: one that may not gives up leadership, and stands in no
+    /// election until it may again, or nobody else does for long. It goes on to vote and to
+    /// replicate.
+    pub fn set_stands(&self, stands: bool) {
+        self.inner.stands.send_if_modified(|known| std::mem::replace(known, stands) != stands);
     }
 
     /// Figures for operators.
@@ -376,12 +388,13 @@ impl<M: Machine> Parts<M> {
             let limit = Some(self.tuning.timing.election_max());
             drop(raft.wait(limit).metrics(known, "members known").await);
         }
+        let heard = Arc::default();
         let server = Server {
             own: self.raft_id,
             raft: raft.clone(),
             snapshots: self.snapshots,
             receptions: AtomicU64::new(0),
-            heard: Mutex::new(None),
+            heard: Arc::clone(&heard),
             lease: self.tuning.timing.election_max() * 2,
         };
         let server = RaftServer::new(server)
@@ -415,6 +428,8 @@ impl<M: Machine> Parts<M> {
             wal: self.wal,
             tuning: self.tuning,
             told: self.space,
+            stands: self.stands,
+            heard,
         };
         tokio::spawn(space.run());
         Ok(raft)
