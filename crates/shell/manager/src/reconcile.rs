@@ -60,27 +60,57 @@ pub async fn run<S: Store, C: Clock>(
 /// Dirty keys and wake-up times of one decider.
 struct Queue<D: Decider> {
     dirty: BTreeSet<D::Key>,
-    wake: BTreeMap<D::Key, Timestamp>,
+    wakes: Wakes<D::Key>,
 }
 
 impl<D: Decider> Default for Queue<D> {
     fn default() -> Self {
-        Self { dirty: BTreeSet::new(), wake: BTreeMap::new() }
+        Self { dirty: BTreeSet::new(), wakes: Wakes::default() }
     }
 }
 
 impl<D: Decider> Queue<D> {
     fn mark_due(&mut self, now: Timestamp) {
-        let due: Vec<D::Key> =
-            self.wake.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).collect();
-        for key in due {
-            self.wake.remove(&key);
+        while let Some(key) = self.wakes.take_due(now) {
             self.dirty.insert(key);
         }
     }
+}
 
-    fn next_wake(&self) -> Option<Timestamp> {
-        self.wake.values().min().copied()
+/// One time per key, in the order of the times.
+#[derive(Debug)]
+struct Wakes<K> {
+    times: BTreeMap<K, Timestamp>,
+    order: BTreeSet<(Timestamp, K)>,
+}
+
+impl<K> Default for Wakes<K> {
+    fn default() -> Self {
+        Self { times: BTreeMap::new(), order: BTreeSet::new() }
+    }
+}
+
+impl<K: Ord + Copy> Wakes<K> {
+    /// The time of a key, in place of the one it had.
+    fn set(&mut self, key: K, at: Option<Timestamp>) {
+        if let Some(old) = self.times.remove(&key) {
+            self.order.remove(&(old, key));
+        }
+        if let Some(at) = at {
+            self.times.insert(key, at);
+            self.order.insert((at, key));
+        }
+    }
+
+    /// A key whose time has come; it has none from then on.
+    fn take_due(&mut self, now: Timestamp) -> Option<K> {
+        let (_, key) = *self.order.first().filter(|(at, _)| *at <= now)?;
+        self.set(key, None);
+        Some(key)
+    }
+
+    fn next(&self) -> Option<Timestamp> {
+        self.order.first().map(|(at, _)| *at)
     }
 }
 
@@ -153,10 +183,10 @@ impl<S: Store, C: Clock> Turn<S, C> {
             return self.retry_at.unwrap_or(now);
         }
         let wakes = [
-            self.allocator.next_wake(),
-            self.orchestrator.next_wake(),
-            self.orphans.next_wake(),
-            self.scheduler.next_wake(),
+            self.allocator.wakes.next(),
+            self.orchestrator.wakes.next(),
+            self.orphans.wakes.next(),
+            self.scheduler.wakes.next(),
         ];
         let wall = self.clock.now();
         let wake = wakes.into_iter().flatten().min();
@@ -250,10 +280,7 @@ impl<S: Store, C: Clock> Turn<S, C> {
         let plan = D::decide(&mut ctx, key);
         trace_plan::<D>(key, &plan);
         let queue = queue(self);
-        queue.wake.remove(&key);
-        if let Some(at) = plan.wake_at {
-            queue.wake.insert(key, at);
-        }
+        queue.wakes.set(key, plan.wake_at);
         if plan.more {
             queue.dirty.insert(key);
         }
@@ -307,4 +334,26 @@ fn trace_plan<D: Decider>(key: D::Key, plan: &Plan) {
     }
     let notes = plan.notes.iter().map(|note| note.text.as_str()).collect::<Vec<_>>().join("; ");
     tracing::debug!(decider = D::NAME, ?key, atoms = plan.atoms.len(), notes, "decided");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wakes_come_in_order_and_once() {
+        let mut wakes: Wakes<u32> = Wakes::default();
+        for (key, at) in [(1, 30), (2, 10), (3, 20), (2, 25), (4, 10)] {
+            wakes.set(key, Some(Timestamp(at)));
+        }
+        wakes.set(4, None);
+        assert_eq!(wakes.next(), Some(Timestamp(20)));
+        assert_eq!(wakes.take_due(Timestamp(19)), None);
+        let mut due = Vec::new();
+        while let Some(key) = wakes.take_due(Timestamp(25)) {
+            due.push(key);
+        }
+        assert_eq!(due, [3, 2]);
+        assert_eq!((wakes.next(), wakes.times.len()), (Some(Timestamp(30)), 1));
+    }
 }
