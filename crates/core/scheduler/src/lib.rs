@@ -39,7 +39,11 @@ impl Decider for Scheduler {
     fn mark(view: &Snapshot, event: &Event, dirty: &mut BTreeSet<()>) {
         let concerns = match event {
             Event::Node(_) | Event::Service(_) => true,
-            Event::Task { .. } => view.pending_count() > 0,
+            // The last one that waited may be gone: then its service's reason goes too.
+            Event::Task { service, .. } => {
+                view.pending_count() > 0
+                    || view.service(*service).is_some_and(|service| reason::stands(service))
+            }
             Event::Cluster => false,
         };
         if concerns {

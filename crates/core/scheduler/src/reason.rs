@@ -50,6 +50,11 @@ pub(crate) fn clear_settled(view: &Snapshot, waiting: &BTreeSet<ServiceId>, plan
     }
 }
 
+/// Whether a reason of the scheduler's stands on the service.
+pub(crate) fn stands(service: &Service) -> bool {
+    known(service).is_some()
+}
+
 fn known(service: &Service) -> Option<&Reason> {
     service.reasons.iter().find(|reason| reason.decider == Author::Scheduler.name())
 }

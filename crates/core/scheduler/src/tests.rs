@@ -168,3 +168,59 @@ fn replicas_that_cannot_be_placed_do_not_ask_again_at_once() {
     assert!(!plan.more, "the other replicas lack the same");
     assert!(plan.notes.iter().any(|note| note.text.starts_with("web 4 tasks:")), "{plan:?}");
 }
+
+#[test]
+fn a_reason_is_written_once_rewritten_rarely_and_taken_back() {
+    let text = |known: &str, node: &str| {
+        format!(
+            "node a {node}
+             service web replicas=1
+             {known}
+             task web.1 pending"
+        )
+    };
+    let message = "no suitable node (1 node not available for new tasks)";
+    let note = format!("note unplaced web 1 tasks: {message}");
+    let known = |since: &str, count: u64, message: &str| {
+        format!("reason web scheduler no-suitable-node since={since} count={count} {message}")
+    };
+    let written = format!("reason web no-suitable-node x1 {message}\n{note}");
+    for (known, node, want) in [
+        (String::new(), "down", written.clone()),
+        (known("11:00:00", 1, message), "down", note.clone()),
+        (known("11:59:56", 2, message), "down", format!("wake 12:00:01\n{note}")),
+        (known("11:59:56", 1, "another"), "down", format!("wake 12:00:01\n{note}")),
+        (known("11:59:55", 2, message), "down", written),
+        (known("11:59:59", 1, message), "ready", "assign web.1@a\nreason web cleared".into()),
+    ] {
+        check(&text(&known, node), &want);
+    }
+}
+
+#[test]
+fn the_reason_of_a_service_without_waiting_tasks_goes() {
+    check(
+        "node a ready
+         service web replicas=1
+         reason web scheduler no-suitable-node since=11:59:59 count=1 gone by
+         reason web orchestrator task-failing since=11:59:59 count=1 stays
+         task web.1 @a running",
+        "reason web cleared",
+    );
+}
+
+#[test]
+fn a_global_task_may_take_all_of_its_node() {
+    check(
+        "node a ready cpu=2
+         node b ready cpu=2
+         service db replicas=1 reserve.cpu=0.5
+         task db.1 @b running
+         service web global reserve.cpu=2
+         task web.a pending
+         task web.b pending",
+        "assign web.a@a
+         reason web no-suitable-node x1 no suitable node (insufficient resources on 1 node)
+         note unplaced web 1 tasks: no suitable node (insufficient resources on 1 node)",
+    );
+}

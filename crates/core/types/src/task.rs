@@ -166,10 +166,12 @@ impl Task {
         self.desired <= TaskState::Running && !self.status.state.is_terminal()
     }
 
-    /// It uses, or will use, its node's resources.
+    /// It uses, or will use, its node's resources. A global task, which is born with its node, does
+    /// so from when it is found to fit.
     #[must_use]
     pub fn holds_resources(&self) -> bool {
-        self.node.is_some() && !self.status.state.is_terminal()
+        let state = self.status.state;
+        self.node.is_some() && state >= TaskState::Assigned && !state.is_terminal()
     }
 }
 
