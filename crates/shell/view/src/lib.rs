@@ -13,7 +13,7 @@ mod spec;
 mod task;
 
 pub use cluster::{ClusterFacts, cluster, cluster_spec};
-pub use node::{NodeFacts, node};
+pub use node::{NodeFacts, node, tls_status};
 pub use service::{ServiceFacts, service};
 pub use spec::service_spec;
 pub use task::{TaskFacts, task};

@@ -3,6 +3,7 @@
 //! Owns: the shape of a node. Does not know: who leads; it is told.
 //! Invariant: `ManagerStatus` is there on managers only.
 
+use base::Timestamp;
 use serde_json::{Value, json};
 use types::Node;
 
@@ -16,6 +17,20 @@ pub struct NodeFacts<'a> {
     pub reachable: Option<bool>,
     /// What is wrong with it, such as a clock that is ahead.
     pub conditions: &'a [String],
+    /// For what is said of its certificate.
+    pub now: Timestamp,
+}
+
+/// How a node's certificate stands, in docker's words where docker has one.
+#[must_use]
+pub fn tls_status(node: &Node, now: Timestamp) -> &'static str {
+    match node.certificate_expires {
+        Timestamp::ZERO => "Unknown",
+        expires if expires <= now => "Expired",
+        // It is for another role than the node is to have.
+        _ if node.role != node.spec.role => "Needs Rotation",
+        _ => "Ready",
+    }
 }
 
 #[must_use]
@@ -71,6 +86,7 @@ pub fn node(node: &Node, facts: NodeFacts<'_>) -> Value {
         .with("Status", status)
         .filled("ManagerStatus", manager)
         .filled("Conditions", facts.conditions.to_vec())
+        .with("TLSStatus", tls_status(node, facts.now))
         .filled(
             "CertificateExpiresAt",
             if node.certificate_expires.0 == 0 {
@@ -84,14 +100,13 @@ pub fn node(node: &Node, facts: NodeFacts<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use base::{Id, Timestamp};
+    use base::Id;
     use types::{ManagerStatus, Meta, NodeDescription, NodeId, NodeRole, NodeSpec, NodeStatus};
 
     use super::*;
 
-    #[test]
-    fn only_managers_have_a_manager_status() {
-        let mut sample = Node {
+    fn sample() -> Node {
+        Node {
             id: NodeId(Id::from_u128(1).unwrap()),
             meta: Meta::default(),
             spec: NodeSpec::default(),
@@ -101,7 +116,28 @@ mod tests {
             manager: None,
             number: 1,
             certificate_expires: Timestamp(0),
-        };
+        }
+    }
+
+    #[test]
+    fn the_certificate_is_judged_by_its_end_and_its_role() {
+        for (expires, wanted, text) in [
+            (0, NodeRole::Worker, "Unknown"),
+            (1_000, NodeRole::Worker, "Expired"),
+            (1_001, NodeRole::Worker, "Ready"),
+            (1_001, NodeRole::Manager, "Needs Rotation"),
+            (999, NodeRole::Manager, "Expired"),
+        ] {
+            let mut node = sample();
+            node.certificate_expires = Timestamp(expires);
+            node.spec.role = wanted;
+            assert_eq!(tls_status(&node, Timestamp(1_000)), text, "{expires} {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn only_managers_have_a_manager_status() {
+        let mut sample = sample();
         let shown = node(&sample, NodeFacts::default());
         assert_eq!(shown.get("ManagerStatus"), None);
         assert_eq!(
@@ -109,7 +145,7 @@ mod tests {
             json!({ "Labels": {}, "Role": "worker", "Availability": "active" })
         );
         sample.manager = Some(ManagerStatus { raft_id: 1, address: "1.2.3.4:2377".into() });
-        let facts = NodeFacts { leader: true, reachable: Some(true), conditions: &[] };
+        let facts = NodeFacts { leader: true, reachable: Some(true), ..NodeFacts::default() };
         assert_eq!(
             node(&sample, facts)["ManagerStatus"],
             json!({ "Leader": true, "Reachability": "reachable", "Addr": "1.2.3.4:2377" })

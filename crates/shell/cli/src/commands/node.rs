@@ -67,6 +67,7 @@ impl Shown {
             leader: self.view.leader,
             reachable: self.view.reachable,
             conditions: &self.view.conditions,
+            now: super::now(),
         };
         view::node(&self.node, facts)
     }
@@ -89,7 +90,7 @@ impl Shown {
             "Self": id == own, "ID": id, "Hostname": node.hostname(), "Status": status,
             "Availability": human::title(node.spec.availability.name()),
             "ManagerStatus": manager, "EngineVersion": node.description.engine_version,
-            "TLSStatus": "Ready", "Tasks": self.view.tasks,
+            "TLSStatus": view::tls_status(node, super::now()), "Tasks": self.view.tasks,
             "Conditions": self.view.conditions.join(", "),
         }))
     }
