@@ -3,6 +3,8 @@
 //! Owns: starting them in order, and ending them together.
 //! Does not know: how any of them works. Invariant: when it is stopped, nothing of it goes on.
 
+mod conditions;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use store::{Options, Replicated, Tuning};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use types::NodeId;
+use types::{Condition, NodeId};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -47,6 +49,8 @@ pub(crate) struct Parts<'a> {
     pub advertise: SocketAddr,
     pub tls: Arc<NodeTls>,
     pub ids: IdSource,
+    /// What is wrong with this manager; it is kept true while the manager runs.
+    pub conditions: watch::Sender<Vec<Condition>>,
 }
 
 impl ManagerPart {
@@ -70,6 +74,7 @@ impl ManagerPart {
             Arc::clone(&parts.tls),
             handle.clone(),
             broker.clone(),
+            parts.conditions.subscribe(),
         );
         let certificates = CertificateApi::new(store.clone(), clock, source());
         let managers = Managers {
@@ -90,6 +95,12 @@ impl ManagerPart {
         ));
         tasks.spawn(manager::membership::run(store.clone(), clock, timing, stopped.clone()));
         tasks.spawn(dispatcher.run(stopped.clone()));
+        let raft = store.raft().clone();
+        let stand = move |stands| raft.set_stands(stands);
+        tasks.spawn(manager::standing::run(store.clone(), clock, timing, stand, stopped.clone()));
+        let data_dir = parts.config.data_dir.clone();
+        let told = parts.conditions.clone();
+        tasks.spawn(conditions::keep(store.clone(), data_dir, told, stopped.clone()));
         let incoming = pki::accept_stream(listener, &parts.tls)?.divert(store.raft().divert());
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE))

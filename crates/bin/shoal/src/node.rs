@@ -27,8 +27,8 @@ use state::{Author, Change, ChangeSet, Proposal};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use types::{
-    ClusterId, ErrorCode, Fault, ManagerStatus, NodeDescription, NodeId, NodeRole, NodeSpec,
-    NodeState, NodeStatus,
+    ClusterId, Condition, ErrorCode, Fault, ManagerStatus, NodeDescription, NodeId, NodeRole,
+    NodeSpec, NodeState, NodeStatus,
 };
 use wire::v1;
 
@@ -61,6 +61,7 @@ pub(crate) struct Node {
     ids: std::sync::Mutex<IdSource>,
     clock: SystemClock,
     description: watch::Sender<NodeDescription>,
+    conditions: watch::Sender<Vec<Condition>>,
     active: Mutex<Active>,
 }
 
@@ -121,6 +122,7 @@ impl Node {
             ids: std::sync::Mutex::new(instance::id_source()?),
             clock: SystemClock::new(),
             description: watch::Sender::new(description),
+            conditions: watch::Sender::new(Vec::new()),
             active: Mutex::new(Active::default()),
         })
     }
@@ -210,6 +212,7 @@ impl Node {
             advertise: settings.advertise,
             tls: Arc::clone(tls),
             ids: self.source(),
+            conditions: self.conditions.clone(),
         })
         .await
     }
@@ -231,6 +234,7 @@ impl Node {
             ids: self.source(),
             managers: settings.remotes.clone(),
             description: self.description.subscribe(),
+            conditions: self.conditions.subscribe(),
         })?;
         let (stop_agent, stopped) = watch::channel(false);
         let agent_task = tokio::spawn(async move {
@@ -343,6 +347,7 @@ impl Node {
             state: NodeState::Unknown,
             message: String::new(),
             address: settings.advertise.ip().to_string(),
+            ..NodeStatus::default()
         };
         let node = types::Node {
             id: plan.node,

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use state::{Author, Change, ChangeSet, Member, Snapshot};
-use types::{ErrorCode, Fault, Node, NodeId, NodeRole};
+use types::{ConditionCode, ErrorCode, Fault, Node, NodeId, NodeRole};
 
 /// One step; after it, look again.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +100,15 @@ fn remove(member: &Member, members: &[Member], leader: u64) -> Option<Step> {
     }
     keeps_quorum_without(members, member.raft_id)
         .then_some(Step::Remove { raft_id: member.raft_id })
+}
+
+/// Whether the member may stand for election: its clock must not be off from the managers'.
+#[must_use]
+pub fn may_stand(view: &Snapshot, raft_id: u64) -> bool {
+    let is_member = |node: &&std::sync::Arc<Node>| {
+        node.manager.as_ref().is_some_and(|manager| manager.raft_id == raft_id)
+    };
+    view.nodes().find(is_member).is_none_or(|node| !node.status.has(ConditionCode::ClockOff))
 }
 
 /// Whether those that answer are a majority of the voters that stay.
@@ -251,6 +260,25 @@ mod tests {
         let view = view(&[("a", Manager, Manager, Some(1)), ("b", Manager, Worker, None)]);
         let step = decide_membership(&view, &[member(1, true, true)], 1);
         assert!(matches!(step, Some(Step::Write(_))));
+    }
+
+    #[test]
+    fn a_manager_whose_clock_is_off_does_not_stand() {
+        let view = view(&[("a", Manager, Manager, Some(1)), ("b", Manager, Manager, Some(2))]);
+        let mut restore = Restore::new(1, base::Timestamp(1));
+        for node in view.nodes() {
+            let mut node = (**node).clone();
+            let message = "clock 60 s ahead".to_owned();
+            let code = match node.id == node_id("b") {
+                true => ConditionCode::ClockOff,
+                false => ConditionCode::DiskFull,
+            };
+            node.status.conditions = vec![types::Condition { code, message }];
+            restore.node(node);
+        }
+        let view = restore.finish().unwrap();
+        let stand = [1, 2, 3].map(|raft_id| may_stand(&view, raft_id));
+        assert_eq!(stand, [true, false, true], "one that is not known yet is not hindered");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What a node should be told, and whether it is alive.
 //!
 //! Owns: the difference between what a node was told and what it should know, the deadlines of
-//! heartbeats, and what becomes of the tasks of nodes that are gone.
+//! heartbeats, whose clock differs, and what becomes of the tasks of nodes that are gone.
 //! Does not know: streams, sessions, who is connected how.
 //! Invariant: a node is told of every task that names it, until the task is deleted.
 
 mod assign;
+mod clocks;
 mod liveness;
+mod lost;
 mod orphans;
 
 pub use assign::{Difference, Told};
+pub use clocks::{Clocks, Reading, Verdict};
 pub use liveness::Liveness;
+pub use lost::lost_tasks;
 pub use orphans::Orphans;

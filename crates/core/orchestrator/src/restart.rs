@@ -45,7 +45,9 @@ pub(crate) fn decide_slot(turn: &mut Turn<'_>, slot: &SlotView<'_>) {
 fn decide_ended(turn: &mut Turn<'_>, slot: SlotKey, ended: &Task) {
     // A node that took the task away, or was removed with it, is no failure of the task.
     if ended.status.state == TaskState::Orphaned {
-        turn.replace(slot, ended, TaskState::Ready);
+        if !waits_for_node(turn, slot) {
+            turn.replace(slot, ended, TaskState::Ready);
+        }
         return;
     }
     let policy = &turn.revision.spec.restart;
@@ -64,6 +66,12 @@ fn decide_ended(turn: &mut Turn<'_>, slot: SlotKey, ended: &Task) {
         turn.plan.wake(tally.resume_at);
         turn.set_tally(slot, Some(tally));
     }
+}
+
+/// The slot is a node that is down: nothing can run there before it is back.
+fn waits_for_node(turn: &Turn<'_>, slot: SlotKey) -> bool {
+    let SlotKey::Node(id) = slot else { return false };
+    turn.view.node(id).is_some_and(|node| node.status.state == types::NodeState::Down)
 }
 
 fn is_restarted(policy: &RestartPolicy, ended: &Task) -> bool {

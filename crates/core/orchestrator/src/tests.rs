@@ -310,3 +310,100 @@ fn a_surplus_task_of_a_slot_is_stopped() {
         "shutdown web.1",
     );
 }
+
+#[test]
+fn a_task_given_up_on_a_down_node_is_replaced_elsewhere_or_once_the_node_is_back() {
+    check(
+        "now 12:00:00
+         node a down
+         node b ready
+         service web replicas=1
+         task web.1 @a orphaned",
+        "create web.1 ready
+         shutdown web.1",
+    );
+    let global = |state: &str| {
+        format!(
+            "now 12:00:00
+             node a {state}
+             node b ready
+             service web global
+             task web.a orphaned
+             task web.b running"
+        )
+    };
+    check(&global("down"), "");
+    check(
+        &global("ready"),
+        "create web.a ready
+         shutdown web.a",
+    );
+}
+
+/// A slot whose first task has failed and whose second one waits; before it, one known reason.
+fn failing(reason: &str) -> String {
+    format!(
+        "now 12:00:00
+         node a ready
+         service web replicas=1 delay=60s
+         {reason}
+         tally web.1 attempts=1 resume=12:00:30
+         task web.1 @a failed desired=shutdown age=30s
+         task web.1 @a accepted desired=ready age=20s"
+    )
+}
+
+const FAILS: &str = "task web.1 keeps ending: the task has ended";
+
+#[test]
+fn a_reason_of_another_code_is_written_at_once() {
+    let written = format!("reason web task-failing x1 {FAILS}\nwake 12:00:30");
+    for known in ["", "reason web orchestrator update-paused since=12:00:00 count=1 paused"] {
+        check(&failing(known), &written);
+    }
+}
+
+#[test]
+fn a_reason_of_the_same_code_is_rewritten_every_five_seconds_at_most() {
+    let known = |since: &str, count: u64, text: &str| {
+        format!("reason web orchestrator task-failing since={since} count={count} {text}")
+    };
+    for (known, want) in [
+        (known("11:00:00", 1, FAILS), "wake 12:00:30".to_owned()),
+        (known("11:59:56", 1, "another text"), "wake 12:00:01".to_owned()),
+        (known("11:59:56", 2, FAILS), "wake 12:00:01".to_owned()),
+        (known("11:59:55", 2, FAILS), format!("reason web task-failing x1 {FAILS}\nwake 12:00:30")),
+    ] {
+        check(&failing(&known), &want);
+    }
+}
+
+#[test]
+fn a_reason_goes_when_the_task_has_run_for_a_while() {
+    let text = |age: &str| {
+        format!(
+            "now 12:00:00
+             node a ready
+             service web replicas=1
+             reason web orchestrator task-failing since=11:00:00 count=1 {FAILS}
+             tally web.1 attempts=3
+             task web.1 @a failed desired=shutdown age=90s
+             task web.1 @a running age={age}"
+        )
+    };
+    check(&text("9s"), "wake 12:00:01");
+    check(&text("10s"), "reason web cleared");
+}
+
+#[test]
+fn a_reason_counts_the_slots_that_fail_and_names_the_first() {
+    check(
+        "now 12:00:00
+         node a ready
+         service web replicas=3 restart=none
+         task web.1 @a running
+         task web.2 @a failed
+         task web.3 @a rejected",
+        "reason web task-failing x2 task web.2 has ended and is not restarted: the task has ended",
+    );
+}

@@ -131,7 +131,7 @@ impl Snapshot {
                 self.with_node(stamp, *id, events, |n| n.description.clone_from(description))
             }
             Change::SetNodeStatus { id, status } => {
-                self.with_node(stamp, *id, events, |n| n.status.clone_from(status))
+                self.with_node(stamp, *id, events, |n| n.take_status(status, stamp.time))
             }
             Change::SetNodeRole { id, role } => {
                 self.with_node(stamp, *id, events, |n| n.role = *role)

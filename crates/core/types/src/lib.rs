@@ -25,8 +25,8 @@ pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
 pub use node::{
-    Availability, ManagerStatus, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus,
-    Platform,
+    Availability, Condition, ConditionCode, ManagerStatus, Node, NodeDescription, NodeRole,
+    NodeSpec, NodeState, NodeStatus, Platform,
 };
 pub use service::{Reason, Revision, Service, UpdateState, UpdateStatus};
 pub use spec::{

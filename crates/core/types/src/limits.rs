@@ -48,6 +48,11 @@ pub const RESTART_BACKOFF_MAX: Millis = Millis::from_secs(300);
 /// How long a removed node's certificate stays refused.
 pub const REMOVED_NODE_MEMORY: Millis = Millis::from_secs(10 * 365 * 86_400);
 
+/// A clock that differs more from the managers' is marked, and its manager does not lead.
+pub const CLOCK_TOLERANCE: Millis = Millis::from_secs(10);
+/// Tasks of a node that is down for this long are given up, as Swarm's.
+pub const NODE_ORPHAN_PERIOD: Millis = Millis::from_secs(24 * 3_600);
+
 // Defaults, docker's where docker has one.
 pub const STOP_GRACE_DEFAULT: Millis = Millis::from_secs(10);
 pub const RESTART_DELAY_DEFAULT: Millis = Millis::from_secs(5);

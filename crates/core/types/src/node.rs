@@ -120,6 +120,46 @@ pub struct NodeStatus {
     pub message: String,
     /// Address that the managers see.
     pub address: String,
+    /// One per code, by code.
+    pub conditions: Vec<Condition>,
+    /// When the state was reached, in store time; `apply` sets it, whatever a change says.
+    pub since: Timestamp,
+}
+
+impl NodeStatus {
+    /// Whether a condition of this code stands.
+    #[must_use]
+    pub fn has(&self, code: ConditionCode) -> bool {
+        self.conditions.iter().any(|condition| condition.code == code)
+    }
+}
+
+/// What may be wrong with a node that answers all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConditionCode {
+    /// Its clock differs from the managers': it does not stand for election.
+    ClockOff = 1,
+    /// A manager whose disk has no room: it takes no writes and does not lead.
+    DiskFull = 2,
+    /// A manager whose store has stopped: only a restart of its daemon helps.
+    StoreStopped = 3,
+}
+
+impl ConditionCode {
+    pub const ALL: [Self; 3] = [Self::ClockOff, Self::DiskFull, Self::StoreStopped];
+
+    #[must_use]
+    pub fn from_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| *code as i32 == number)
+    }
+}
+
+/// One thing that is wrong with a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Condition {
+    pub code: ConditionCode,
+    /// For people, such as `clock 12 s ahead`.
+    pub message: String,
 }
 
 /// A node's place among the managers.
@@ -154,6 +194,12 @@ impl Node {
         } else {
             &self.description.hostname
         }
+    }
+
+    /// Takes another status; the time of the state stays while the state does.
+    pub fn take_status(&mut self, status: &NodeStatus, at: Timestamp) {
+        let since = if self.status.state == status.state { self.status.since } else { at };
+        self.status = NodeStatus { since, ..status.clone() };
     }
 
     /// It may be given new tasks.

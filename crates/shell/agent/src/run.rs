@@ -6,6 +6,7 @@
 //! session has taken them, and all of them again in each new session.
 
 mod assign;
+mod beat;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use ports::runtime::{Network, Runtime};
 use ports::{Clock, Link, LinkError, SessionDialer};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use types::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, TaskStatus};
+use types::{Condition, NodeDescription, NodeId, NodeRole, TaskId, TaskState, TaskStatus};
 use wire::agent_v1::{StoredNode, StoredTask};
 use wire::v1::manager_message::Message as In;
 use wire::v1::node_message::Message as Out;
@@ -55,6 +56,8 @@ pub struct Options<R, N, C, D> {
     /// Addresses to try when the node's own record has none.
     pub managers: Vec<String>,
     pub description: watch::Receiver<NodeDescription>,
+    /// What is wrong with this node, as it knows itself.
+    pub conditions: watch::Receiver<Vec<Condition>>,
 }
 
 /// What the managers want of the node itself.
@@ -94,6 +97,12 @@ struct Session {
     heartbeat: Millis,
     next_heartbeat: Millis,
     heard: Millis,
+    /// When the heartbeat was sent that waits for its answer.
+    asked: Option<Millis>,
+    /// How far this node's clock is ahead of the manager's, and by how much that may be wrong.
+    ahead: Option<(i64, u64)>,
+    /// The first report names all tasks.
+    inventory_due: bool,
     /// Parts of a full set that has not arrived completely.
     partial: Vec<v1::Assignments>,
 }
@@ -107,6 +116,7 @@ pub struct Agent<R, N, C, D> {
     node_id: NodeId,
     hostname: String,
     description: watch::Receiver<NodeDescription>,
+    conditions: watch::Receiver<Vec<Condition>>,
     orders: watch::Sender<NodeOrders>,
     updates: mpsc::Receiver<Update>,
     tasks: BTreeMap<TaskId, LocalTask>,
@@ -128,6 +138,7 @@ enum Cause {
     Dialled(Dialled),
     Message(Option<ManagerMessage>),
     Described,
+    Conditions,
     Uploaded,
 }
 
@@ -168,6 +179,7 @@ where
             node_id: options.node,
             hostname,
             description: options.description,
+            conditions: options.conditions,
             orders,
             updates,
             tasks: BTreeMap::new(),
@@ -198,6 +210,7 @@ where
                 updates = take_updates(&mut self.updates) => Cause::Updates(updates),
                 cause = next_of(&mut self.connection) => cause,
                 Ok(()) = self.description.changed() => Cause::Described,
+                Ok(()) = self.conditions.changed() => Cause::Conditions,
                 Some(_) = self.upload_tasks.join_next() => Cause::Uploaded,
                 () = clock.sleep_until(at) => Cause::Timer,
             };
@@ -208,6 +221,7 @@ where
                 Cause::Message(Some(message)) => self.hear(message)?,
                 Cause::Message(None) => self.hang_up("closed by the manager"),
                 Cause::Described => self.describe(),
+                Cause::Conditions => self.beat(),
                 Cause::Uploaded => self.uploads.retain(|_, upload| !upload.is_finished()),
                 Cause::Timer => self.on_timer(),
             }
@@ -323,8 +337,7 @@ where
                     return self.hang_up("the manager is silent");
                 }
                 if session.next_heartbeat <= now {
-                    session.next_heartbeat = Millis(now.0 + session.heartbeat.0);
-                    self.send(Out::Heartbeat(v1::Heartbeat {}));
+                    self.beat();
                 }
             }
             Connection::Waiting { .. } | Connection::Dialling { .. } => {}
@@ -355,6 +368,9 @@ where
                     heartbeat,
                     next_heartbeat: Millis(now.0 + heartbeat.0),
                     heard: now,
+                    asked: None,
+                    ahead: None,
+                    inventory_due: true,
                     partial: Vec::new(),
                 });
                 self.greet();
@@ -428,7 +444,8 @@ where
                 let upload = Id::from_bytes(&end.id).and_then(|id| self.uploads.remove(&id));
                 upload.inspect(AbortHandle::abort);
             }
-            Some(In::Heartbeat(_)) | None => {}
+            Some(In::Heartbeat(answer)) => self.compare_clocks(now, answer.time),
+            None => {}
         }
         Ok(())
     }
@@ -495,7 +512,9 @@ where
 
     /// Gives the session what it does not have.
     fn report(&mut self) {
-        if self.unreported.is_empty() || !matches!(self.connection, Connection::Up(_)) {
+        let Connection::Up(session) = &mut self.connection else { return };
+        let complete = std::mem::take(&mut session.inventory_due);
+        if self.unreported.is_empty() && !complete {
             return;
         }
         let tasks = std::mem::take(&mut self.unreported)
@@ -505,7 +524,7 @@ where
                 status: Some(status.into()),
             })
             .collect();
-        self.send(Out::Report(v1::StatusReport { tasks, complete: false }));
+        self.send(Out::Report(v1::StatusReport { tasks, complete }));
     }
 
     fn upload(&mut self, subscription: v1::LogSubscription) {

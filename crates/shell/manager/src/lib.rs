@@ -14,6 +14,7 @@ pub mod membership;
 pub mod options;
 pub mod reconcile;
 mod server;
+pub mod standing;
 
 pub use api::{CallerUid, ControlApi, LogBroker};
 pub use certificates::CertificateApi;

@@ -40,5 +40,7 @@ pub const INBOX_MAX: usize = 4_096;
 pub const OUTBOX_MAX: usize = 256;
 /// Tasks of one assignment message.
 pub const TASKS_PER_MESSAGE_MAX: usize = 2_000;
+/// Bytes of the text of one condition that a node reports of itself.
+pub const CONDITION_BYTES_MAX: usize = 256;
 /// Log subscriptions at a time.
 pub const SUBSCRIPTIONS_MAX: usize = 256;

@@ -175,6 +175,7 @@ impl World {
         let state = &self.hosts[number];
         let dialer = Dialer { net: self.net.clone(), host: number, node: state.node };
         let (_, description) = watch::channel(description(number));
+        let (_, conditions) = watch::channel(Vec::new());
         let (agent, _) = Agent::new(Options {
             node: state.node,
             hostname: format!("host-{number}"),
@@ -186,6 +187,7 @@ impl World {
             ids,
             managers: (0..self.plan.managers).map(address).collect(),
             description,
+            conditions,
         })
         .expect("memory does not fail");
         let (stop, stopped) = watch::channel(false);

@@ -3,7 +3,7 @@
 //! ```text
 //! now     12:00:00                          time of day of the decision
 //! limit   2                                 task history limit
-//! node    a ready drain cpu=2 mem=1GiB label.zone=x arch=arm64 role=manager
+//! node    a ready drain cpu=2 mem=1GiB label.zone=x arch=arm64 role=manager since=90s
 //! service web replicas=3 constraint=node.labels.zone==x reserve.cpu=0.5 restart=on-failure …
 //! change  web image=other                   a later revision of the service
 //! task    web.1 @a running desired=shutdown rev=old age=90s exit=1
@@ -91,7 +91,7 @@ impl Builder {
         match kind {
             "now" => self.now = clock(words.first()?)?,
             "limit" => self.history = Some(words.first()?.parse().ok()?),
-            "node" => self.nodes.push(node(words)?),
+            "node" => self.nodes.push(node(words, self.now)?),
             "service" => {
                 let id = service_id(words.first()?);
                 let meta = self.meta();
@@ -244,9 +244,10 @@ fn cluster(spec: ClusterSpec) -> Cluster {
     }
 }
 
-fn node(words: &[&str]) -> Option<Node> {
+fn node(words: &[&str], now: Timestamp) -> Option<Node> {
     let name = *words.first()?;
     let pairs = pairs(&words[1..]);
+    let since = pairs.get("since").map_or(Some(Millis::ZERO), |v| seconds(v))?;
     let has = |word: &str| words.contains(&word);
     let labels = |prefix: &str| -> Labels {
         let entry = |(key, value): (&&str, &&str)| {
@@ -285,7 +286,7 @@ fn node(words: &[&str]) -> Option<Node> {
             images: pairs.get("image").map(|v| (*v).to_owned()).into_iter().collect(),
             ..NodeDescription::default()
         },
-        status: NodeStatus { state, ..NodeStatus::default() },
+        status: NodeStatus { state, since: now - since, ..NodeStatus::default() },
         role,
         manager: None,
         number: 1,

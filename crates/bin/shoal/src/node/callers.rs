@@ -218,6 +218,7 @@ impl Served {
             advertise: address,
             tls: Arc::clone(&tls),
             ids: IdSource::new(8),
+            conditions: watch::Sender::new(Vec::new()),
         });
         let part = part.await.unwrap();
         part.store.raft().bootstrap().await.unwrap();

@@ -19,9 +19,10 @@ use ports::store::Store;
 use state::{Author, Change, ChangeSet, Proposal, Snapshot};
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
+use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
-use types::{ErrorCode, Fault};
+use types::{Condition, ErrorCode, Fault};
 use wire::status_of;
 use wire::v1::control_server::Control;
 use wire::v1::{self, Freshness};
@@ -46,6 +47,8 @@ pub struct ControlApi<S, C> {
     leader: Leader<S>,
     pub(crate) dispatcher: DispatcherHandle,
     pub(crate) broker: LogBroker,
+    /// What is wrong with this manager, as it knows itself.
+    pub(crate) conditions: watch::Receiver<Vec<Condition>>,
     /// Served for other managers: a request that came from one is not forwarded again.
     last_hop: bool,
 }
@@ -58,10 +61,11 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         tls: Arc<NodeTls>,
         dispatcher: DispatcherHandle,
         broker: LogBroker,
+        conditions: watch::Receiver<Vec<Condition>>,
     ) -> Self {
         let leader = Leader::new(store.clone(), tls);
         let ids = Arc::new(Mutex::new(ids));
-        Self { store, clock, ids, leader, dispatcher, broker, last_hop: false }
+        Self { store, clock, ids, leader, dispatcher, broker, conditions, last_hop: false }
     }
 
     /// The state as this manager sees it, for counts.

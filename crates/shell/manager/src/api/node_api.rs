@@ -7,7 +7,7 @@
 use ports::Clock;
 use ports::store::Store;
 use state::{Change, Snapshot};
-use types::{Fault, Node, NodeRole, NodeSpec};
+use types::{Condition, ConditionCode, Fault, Node, NodeRole, NodeSpec};
 use wire::v1;
 
 use super::{ControlApi, find};
@@ -59,6 +59,16 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         Ok(v1::Empty {})
     }
 
+    /// What the store says is wrong with a node; of this manager itself it may not be able to know.
+    fn conditions_of(&self, node: &Node) -> Vec<Condition> {
+        let mut conditions = node.status.conditions.clone();
+        if node.manager.as_ref().is_some_and(|m| m.raft_id == self.store.raft_id()) {
+            conditions.retain(|condition| condition.code == ConditionCode::ClockOff);
+            conditions.extend(self.conditions.borrow().iter().cloned());
+        }
+        conditions
+    }
+
     fn node_view(&self, view: &Snapshot, node: &Node) -> v1::NodeView {
         let leader = self.store.leadership().borrow().leader.clone().map(|(id, _)| id);
         let raft_id = node.manager.as_ref().map(|manager| manager.raft_id);
@@ -69,7 +79,7 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
             leader: raft_id.is_some() && raft_id == leader,
             reachable: raft_id
                 .map(|id| id == self.store.raft_id() || member.is_some_and(|m| m.reachable)),
-            conditions: Vec::new(),
+            conditions: self.conditions_of(node).into_iter().map(|c| c.message).collect(),
             tasks: u64::from(view.usage(node.id).tasks),
         }
     }

@@ -4,6 +4,7 @@
 //! Does not know: gRPC; a session is a pair of queues.
 //! Invariant: only a leader has sessions; a manager that no longer leads sends its nodes away.
 
+mod hearing;
 mod messages;
 mod run;
 mod session;

@@ -6,38 +6,43 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::Millis;
-use dispatch::Liveness;
+use dispatch::{Clocks, Liveness};
 use ports::store::{Applied, ProposeError, Store};
 use ports::{Batch, Clock, Cursor, Link};
 use state::{Author, Change, ChangeSet, Event, Proposal, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use types::{NodeDescription, NodeId, NodeState, NodeStatus, TaskId, TaskStatus};
+use types::{NodeDescription, NodeId, NodeRole, NodeState, NodeStatus, TaskId, TaskStatus};
 use wire::v1::manager_message::Message as Out;
 use wire::v1::node_message::Message as In;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
-use super::session::Session;
+use super::session::{Inventory, Session};
 use super::{DispatcherHandle, Message, Reached};
 use crate::options::{REPORTS_PER_PROPOSAL_MAX, SUBSCRIPTIONS_MAX, Timing};
 
 /// Sessions with the nodes, and the loop that serves them.
 pub struct Dispatcher<S, C> {
     store: S,
-    clock: C,
+    pub(super) clock: C,
     timing: Timing,
     inbox: mpsc::Receiver<Message>,
     handle: DispatcherHandle,
     changes: Cursor,
     leading: bool,
-    sessions: BTreeMap<NodeId, Session>,
+    /// The state after the last batch of changes.
+    pub(super) view: Snapshot,
+    /// Nodes whose clocks count, of `view`.
+    pub(super) managers: BTreeSet<NodeId>,
+    pub(super) sessions: BTreeMap<NodeId, Session>,
     next_session: u64,
     readers: JoinSet<()>,
     liveness: Liveness,
+    pub(super) clocks: Clocks,
     /// Nodes to which something may have to be told.
-    dirty: BTreeSet<NodeId>,
-    reports: BTreeMap<TaskId, TaskStatus>,
-    statuses: BTreeMap<NodeId, NodeStatus>,
+    pub(super) dirty: BTreeSet<NodeId>,
+    pub(super) reports: BTreeMap<TaskId, TaskStatus>,
+    pub(super) statuses: BTreeMap<NodeId, NodeStatus>,
     descriptions: BTreeMap<NodeId, NodeDescription>,
     subscriptions: BTreeMap<base::Id, BTreeSet<NodeId>>,
     /// When what was gathered is sent and stored.
@@ -64,10 +69,13 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             handle: handle.clone(),
             changes,
             leading: false,
+            view: Snapshot::default(),
+            managers: BTreeSet::new(),
             sessions: BTreeMap::new(),
             next_session: 1,
             readers: JoinSet::new(),
             liveness: Liveness::default(),
+            clocks: Clocks::default(),
             dirty: BTreeSet::new(),
             reports: BTreeMap::new(),
             statuses: BTreeMap::new(),
@@ -116,15 +124,17 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         }
         self.leading = leads;
         self.liveness = Liveness::default();
+        self.clocks = Clocks::default();
+        self.look_afresh();
         self.reports.clear();
         self.statuses.clear();
         self.descriptions.clear();
         self.dirty.clear();
         self.subscriptions.clear();
         if leads {
-            let (view, now) = (self.store.snapshot(), self.clock.monotonic());
-            let grace = grace(&view);
-            for node in view.nodes().filter(|node| node.status.state != NodeState::Down) {
+            let now = self.clock.monotonic();
+            let grace = grace(&self.view);
+            for node in self.view.nodes().filter(|node| node.status.state != NodeState::Down) {
                 self.liveness.watch(node.id, now, grace);
             }
         }
@@ -132,6 +142,19 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             let leader = leader.clone().unwrap_or_default();
             let _ = session.send(Out::Redirect(v1::Redirect { leader }));
         }
+    }
+
+    /// Looks at everything: the changes before are not known one by one.
+    fn look_afresh(&mut self) {
+        self.view = self.store.snapshot();
+        let manages = |node: &&std::sync::Arc<types::Node>| node.role == NodeRole::Manager;
+        self.managers = self.view.nodes().filter(manages).map(|node| node.id).collect();
+    }
+
+    /// Ends a session; what its node said of itself is no longer known.
+    fn end_session(&mut self, node: NodeId) {
+        self.sessions.remove(&node);
+        self.clocks.forget(node);
     }
 
     fn receive(&mut self, message: Message) {
@@ -144,7 +167,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             }
             Message::Detached { node, session } => {
                 if self.sessions.get(&node).is_some_and(|known| known.number == session) {
-                    self.sessions.remove(&node);
+                    self.end_session(node);
                 }
             }
             Message::Subscribe { wanted, tasks, reached } => {
@@ -166,36 +189,34 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         if view.node(node).is_none() {
             return; // removed meanwhile: the closed link says it
         }
+        self.view = view;
         let number = self.next_session;
         self.next_session += 1;
+        self.clocks.forget(node);
         self.sessions.insert(node, Session::new(number, address, link.tx));
         self.readers.spawn(read_session(node, number, link.rx, self.handle.clone()));
     }
 
     fn hear(&mut self, node: NodeId, message: NodeMessage) {
-        let view = self.store.snapshot();
-        self.liveness.heard(node, self.clock.monotonic(), grace(&view));
+        self.liveness.heard(node, self.clock.monotonic(), grace(&self.view));
         match message.message {
-            Some(In::Hello(hello)) => self.greet(&view, node, hello),
-            Some(In::Heartbeat(_)) => {
-                self.set_status(&view, node, NodeState::Ready, "");
-                self.send(node, Out::Heartbeat(v1::HeartbeatAck {}));
-            }
-            Some(In::Report(report)) => self.gather(report),
-            Some(In::Description(description)) => self.describe(&view, node, description.into()),
+            Some(In::Hello(hello)) => self.greet(node, hello),
+            Some(In::Heartbeat(beat)) => self.take_heartbeat(node, beat),
+            Some(In::Report(report)) => self.take_report(node, report),
+            Some(In::Description(description)) => self.describe(node, description.into()),
             None => tracing::debug!(node.id = %node, "message of an unknown kind passed over"),
         }
     }
 
-    fn greet(&mut self, view: &Snapshot, node: NodeId, hello: v1::Hello) {
+    fn greet(&mut self, node: NodeId, hello: v1::Hello) {
         tracing::info!(node.id = %node, "node connected");
-        let heartbeat_ms = view.cluster().map_or(0, |c| c.spec.dispatcher_heartbeat.0);
+        let heartbeat_ms = self.view.cluster().map_or(0, |c| c.spec.dispatcher_heartbeat.0);
         let protocol = wire::PROTOCOL;
         self.send(node, Out::Welcome(v1::Welcome { protocol, heartbeat_ms }));
         if let Some(description) = hello.description {
-            self.describe(view, node, description.into());
+            self.describe(node, description.into());
         }
-        self.set_status(view, node, NodeState::Ready, "");
+        self.set_status(node, NodeState::Ready, "");
         if let Some(session) = self.sessions.get_mut(&node) {
             session.greeted = true;
         }
@@ -203,58 +224,24 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.flush_soon();
     }
 
-    fn describe(&mut self, view: &Snapshot, node: NodeId, mut description: NodeDescription) {
+    fn describe(&mut self, node: NodeId, mut description: NodeDescription) {
         description.images.truncate(types::limits::REPORTED_IMAGES_MAX);
         description.images.sort();
-        if view.node(node).is_some_and(|known| known.description != description) {
+        if self.view.node(node).is_some_and(|known| known.description != description) {
             self.descriptions.insert(node, description);
             self.flush_soon();
         }
     }
 
-    fn set_status(&mut self, view: &Snapshot, node: NodeId, state: NodeState, message: &str) {
-        let Some(known) = view.node(node) else { return };
-        let address = self.sessions.get(&node).map(|session| session.address.clone());
-        let address = address.unwrap_or_else(|| known.status.address.clone());
-        let status = NodeStatus { state, message: message.to_owned(), address };
-        if known.status != status {
-            self.statuses.insert(node, status);
-            self.flush_soon();
-        } else {
-            self.statuses.remove(&node);
-        }
-    }
-
-    fn gather(&mut self, report: v1::StatusReport) {
-        for task in report.tasks {
-            let id = wire::id::<TaskId>(&task.task, "task");
-            let status = task.status.unwrap_or_default().try_into();
-            match (id, status) {
-                (Ok(id), Ok(status)) => {
-                    let status: TaskStatus = status;
-                    let newer =
-                        self.reports.get(&id).is_none_or(|known| known.state <= status.state);
-                    if newer {
-                        self.reports.insert(id, status);
-                    }
-                }
-                (Err(fault), _) | (_, Err(fault)) => {
-                    tracing::warn!(%fault, "report passed over");
-                }
-            }
-        }
-        self.flush_soon();
-    }
-
-    fn send(&mut self, node: NodeId, out: Out) {
+    pub(super) fn send(&mut self, node: NodeId, out: Out) {
         let kept = self.sessions.get(&node).is_none_or(|session| session.send(out));
         if !kept {
             tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
-            self.sessions.remove(&node);
+            self.end_session(node);
         }
     }
 
-    fn flush_soon(&mut self) {
+    pub(super) fn flush_soon(&mut self) {
         let soon = Millis(self.clock.monotonic().0 + self.timing.coalesce_period.0);
         self.flush_at = Some(self.flush_at.map_or(soon, |at| at.min(soon)));
     }
@@ -264,13 +251,17 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         if !self.leading {
             return;
         }
+        self.view = self.store.snapshot();
         match batch {
             Batch::Events(batches) => {
                 for event in batches.iter().flat_map(|events| events.iter()) {
                     self.mark_event(event);
                 }
             }
-            Batch::Resync | Batch::Closed => self.dirty.extend(self.sessions.keys()),
+            Batch::Resync | Batch::Closed => {
+                self.look_afresh();
+                self.dirty.extend(self.sessions.keys());
+            }
         }
         if !self.dirty.is_empty() {
             self.flush_soon();
@@ -282,11 +273,15 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             Event::Task { node, .. } => self.dirty.extend(*node),
             Event::Cluster => self.dirty.extend(self.sessions.keys()),
             Event::Node(id) => {
-                let view = self.store.snapshot();
-                let Some(node) = view.node(*id) else {
-                    self.sessions.remove(id);
+                let Some(node) = self.view.node(*id).cloned() else {
+                    self.managers.remove(id);
+                    self.end_session(*id);
                     self.liveness.forget(*id);
                     return;
+                };
+                match node.role {
+                    NodeRole::Manager => self.managers.insert(*id),
+                    NodeRole::Worker => self.managers.remove(id),
                 };
                 if node.manager.is_some() {
                     // Every node knows all managers.
@@ -294,7 +289,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 }
                 self.dirty.insert(*id);
                 if node.status.state != NodeState::Down {
-                    self.liveness.watch(*id, self.clock.monotonic(), grace(&view));
+                    self.liveness.watch(*id, self.clock.monotonic(), grace(&self.view));
                 }
             }
             Event::Service(_) => {}
@@ -303,14 +298,14 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 
     async fn on_timer(&mut self) {
         let now = self.clock.monotonic();
-        let view = self.store.snapshot();
         for node in self.liveness.expire(now) {
             tracing::warn!(node.id = %node, "node is down: no heartbeat within the grace");
-            self.sessions.remove(&node);
-            self.set_status(&view, node, NodeState::Down, "heartbeat failure");
+            self.end_session(node);
+            self.set_status(node, NodeState::Down, "heartbeat failure");
         }
         if self.flush_at.is_some_and(|at| at <= now) {
             self.flush_at = None;
+            let view = self.store.snapshot();
             self.tell(&view);
             self.store_gathered(&view).await;
         }
@@ -319,9 +314,9 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     fn tell(&mut self, view: &Snapshot) {
         for node in std::mem::take(&mut self.dirty) {
             let Some(session) = self.sessions.get_mut(&node) else { continue };
-            if session.greeted && !session.update(view, node) {
+            if !session.update(view, node) {
                 tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
-                self.sessions.remove(&node);
+                self.end_session(node);
             }
         }
     }
@@ -334,13 +329,29 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         }
         let proposal = Proposal { time: self.clock.now(), atoms };
         match self.store.propose(proposal).await {
-            Ok(Applied { .. }) => {}
+            Ok(Applied { .. }) => self.settle_inventories(),
             Err(ProposeError::NotLeader { .. }) => {}
             Err(error) => {
                 // The nodes repeat what was lost when their sessions start anew.
                 tracing::warn!(%error, "reports could not be stored, sessions start anew");
                 self.sessions.clear();
             }
+        }
+    }
+
+    /// What was lost is stored: those nodes may be told their tasks.
+    fn settle_inventories(&mut self) {
+        if !self.reports.is_empty() {
+            return; // the rest comes with the next proposal
+        }
+        for (node, session) in &mut self.sessions {
+            if session.inventory == Inventory::Storing {
+                session.inventory = Inventory::Settled;
+                self.dirty.insert(*node);
+            }
+        }
+        if !self.dirty.is_empty() {
+            self.flush_soon();
         }
     }
 

@@ -6,10 +6,21 @@
 use dispatch::Told;
 use state::Snapshot;
 use tokio::sync::mpsc;
-use types::NodeId;
+use types::{Condition, NodeId};
 use wire::v1::{Directive, ManagerMessage, manager_message::Message as Out};
 
 use super::messages;
+
+/// Whether it is known which tasks the node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inventory {
+    /// Its complete report has not come yet.
+    Awaited,
+    /// It has lost tasks, which is being stored.
+    Storing,
+    /// Nothing is assigned any more that it has lost.
+    Settled,
+}
 
 pub(crate) struct Session {
     /// Tells sessions of one node apart.
@@ -17,6 +28,9 @@ pub(crate) struct Session {
     pub address: String,
     /// The node has said hello.
     pub greeted: bool,
+    pub inventory: Inventory,
+    /// What the node says is wrong with it; `None` before its first heartbeat.
+    pub conditions: Option<Vec<Condition>>,
     tx: mpsc::Sender<ManagerMessage>,
     told: Told,
     told_any: bool,
@@ -29,6 +43,8 @@ impl Session {
             number,
             address,
             greeted: false,
+            inventory: Inventory::Awaited,
+            conditions: None,
             tx,
             told: Told::default(),
             told_any: false,
@@ -42,9 +58,13 @@ impl Session {
         self.tx.try_send(messages::message(out)).is_ok()
     }
 
-    /// Tells the node what it does not know yet; `false` when it does not keep up.
+    /// Tells the node what it does not know yet, its tasks once it has said which it has; `false`
+    /// when it does not keep up.
     #[must_use]
     pub(crate) fn update(&mut self, view: &Snapshot, node: NodeId) -> bool {
+        if !self.greeted {
+            return true;
+        }
         let directive = messages::directive(view, node);
         if directive.is_some() && directive != self.directive {
             self.directive.clone_from(&directive);
@@ -52,6 +72,9 @@ impl Session {
             if !self.send(Out::Directive(directive)) {
                 return false;
             }
+        }
+        if self.inventory != Inventory::Settled {
+            return true;
         }
         let full = !self.told_any;
         let difference = self.told.update(view, node);

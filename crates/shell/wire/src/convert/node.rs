@@ -6,8 +6,8 @@
 
 use base::Timestamp;
 use types::{
-    Availability, Fault, ManagerStatus, Node, NodeDescription, NodeRole, NodeSpec, NodeState,
-    NodeStatus,
+    Availability, Condition, ConditionCode, Fault, ManagerStatus, Node, NodeDescription, NodeRole,
+    NodeSpec, NodeState, NodeStatus,
 };
 
 use super::{id, required, unknown};
@@ -115,7 +115,26 @@ impl From<&NodeStatus> for v1::NodeStatus {
             state: status.state as i32,
             message: status.message.clone(),
             address: status.address.clone(),
+            conditions: status.conditions.iter().map(Into::into).collect(),
+            since: status.since.0,
         }
+    }
+}
+
+impl From<&Condition> for v1::Condition {
+    fn from(condition: &Condition) -> Self {
+        Self { code: condition.code as i32, message: condition.message.clone() }
+    }
+}
+
+impl TryFrom<v1::Condition> for Condition {
+    type Error = Fault;
+
+    fn try_from(condition: v1::Condition) -> Result<Self, Fault> {
+        let field = "node.status.conditions.code";
+        let code = ConditionCode::from_number(condition.code);
+        let code = code.ok_or_else(|| unknown(field, condition.code))?;
+        Ok(Self { code, message: condition.message })
     }
 }
 
@@ -130,7 +149,17 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             4 => NodeState::Disconnected,
             other => return Err(unknown("node.status.state", other)),
         };
-        Ok(Self { state, message: status.message, address: status.address })
+        Ok(Self {
+            state,
+            message: status.message,
+            address: status.address,
+            conditions: status
+                .conditions
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            since: Timestamp(status.since),
+        })
     }
 }
 
@@ -180,7 +209,15 @@ mod tests {
                 images: vec!["a:1".into()],
                 ..NodeDescription::default()
             },
-            status: NodeStatus { state: NodeState::Down, ..NodeStatus::default() },
+            status: NodeStatus {
+                state: NodeState::Down,
+                conditions: vec![Condition {
+                    code: ConditionCode::DiskFull,
+                    message: "disk full below /x".into(),
+                }],
+                since: Timestamp(9),
+                ..NodeStatus::default()
+            },
             role: NodeRole::Worker,
             manager: Some(ManagerStatus { raft_id: 4, address: "a:1".into() }),
             number: 5,

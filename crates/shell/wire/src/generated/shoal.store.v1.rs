@@ -111,7 +111,7 @@ pub struct SetNodeDescription {
     #[prost(message, optional, tag = "2")]
     pub description: ::core::option::Option<super::super::v1::NodeDescription>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetNodeStatus {
     #[prost(bytes = "bytes", tag = "1")]
     pub id: ::prost::bytes::Bytes,

@@ -454,7 +454,7 @@ pub struct NodeDescription {
     #[prost(string, repeated, tag = "6")]
     pub images: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeStatus {
     #[prost(enumeration = "NodeState", tag = "1")]
     pub state: i32,
@@ -462,6 +462,19 @@ pub struct NodeStatus {
     pub message: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
+    /// one per code, by code
+    #[prost(message, repeated, tag = "4")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+    /// when the state was reached
+    #[prost(uint64, tag = "5")]
+    pub since: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Condition {
+    #[prost(enumeration = "ConditionCode", tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagerStatus {
@@ -854,6 +867,39 @@ impl NodeState {
             "NODE_STATE_DOWN" => Some(Self::Down),
             "NODE_STATE_READY" => Some(Self::Ready),
             "NODE_STATE_DISCONNECTED" => Some(Self::Disconnected),
+            _ => None,
+        }
+    }
+}
+/// What is wrong with a node that answers all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConditionCode {
+    Unspecified = 0,
+    ClockOff = 1,
+    DiskFull = 2,
+    StoreStopped = 3,
+}
+impl ConditionCode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONDITION_CODE_UNSPECIFIED",
+            Self::ClockOff => "CONDITION_CODE_CLOCK_OFF",
+            Self::DiskFull => "CONDITION_CODE_DISK_FULL",
+            Self::StoreStopped => "CONDITION_CODE_STORE_STOPPED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONDITION_CODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONDITION_CODE_CLOCK_OFF" => Some(Self::ClockOff),
+            "CONDITION_CODE_DISK_FULL" => Some(Self::DiskFull),
+            "CONDITION_CODE_STORE_STOPPED" => Some(Self::StoreStopped),
             _ => None,
         }
     }
@@ -2595,8 +2641,18 @@ pub struct Hello {
     #[prost(uint64, tag = "4")]
     pub index: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Heartbeat {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Heartbeat {
+    /// How far this node's clock is ahead of the manager's, by the last heartbeat that was answered:
+    /// measured at half of the round trip, so right within `clock_error_ms`. Unset before the first.
+    #[prost(sint64, optional, tag = "1")]
+    pub clock_ahead_ms: ::core::option::Option<i64>,
+    #[prost(uint64, tag = "2")]
+    pub clock_error_ms: u64,
+    /// What the node itself knows is wrong with it: all of it, each time.
+    #[prost(message, repeated, tag = "3")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusReport {
     #[prost(message, repeated, tag = "1")]
@@ -2645,7 +2701,11 @@ pub struct Redirect {
     pub leader: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HeartbeatAck {}
+pub struct HeartbeatAck {
+    /// the manager's clock
+    #[prost(uint64, tag = "1")]
+    pub time: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
     #[prost(uint32, tag = "1")]
