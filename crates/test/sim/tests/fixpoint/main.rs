@@ -1,4 +1,5 @@
-//! All deciders together, on generated snapshots: deciding ends, and then nothing is left to decide.
+//! All deciders together, on generated snapshots: deciding ends, and then nothing is left to
+//! decide.
 //!
 //! Owns: the properties that must hold at each step and at the end.
 //! Does not know: the loop that drives the deciders in a manager; this is the plainest one.
