@@ -1,7 +1,8 @@
 //! The nodes as one plan sees them: dense, with what the plan itself has placed counted in.
 //!
-//! Owns: room, counts and the order by load. Invariant: after `refile`, `by_load` holds each node that
-//! takes tasks once, under its current number of tasks.
+//! Owns: room, counts and the order by load.
+//! Invariant: after `refile`, `by_load` holds each node that takes tasks once, under its current
+//! number of tasks.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
