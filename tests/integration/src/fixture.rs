@@ -46,6 +46,16 @@ pub fn joined(managers: usize, workers: usize) -> Result<Lab> {
     for (index, host) in lab.hosts().iter().enumerate().skip(1) {
         host.join(first, if index < managers { "manager" } else { "worker" })?;
     }
+    load_image(&lab)?;
+    first.wait_for_nodes(managers + workers, LONG)?;
+    Ok(lab)
+}
+
+/// Loads [`IMAGE`] on each host.
+///
+/// # Errors
+/// What went wrong.
+pub fn load_image(lab: &Lab) -> Result<()> {
     let archive = lab.folder().join("whoami.tar");
     let whoami = program("whoami", "WHOAMI_BIN", true)?;
     run(Command::new(whoami).arg("image").arg(&archive), SHORT)?.ok()?;
@@ -53,8 +63,7 @@ pub fn joined(managers: usize, workers: usize) -> Result<Lab> {
         let path = archive.to_str().context("the folder's name is no text")?;
         host.shoal(&["image", "load", "-q", "-i", path])?.ok()?;
     }
-    first.wait_for_nodes(managers + workers, LONG)?;
-    Ok(lab)
+    Ok(())
 }
 
 /// A cluster with a service of so many replicas, all running.

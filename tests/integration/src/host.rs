@@ -141,7 +141,7 @@ impl Host {
     pub fn kill(&self) -> Result<()> {
         let mut daemon = self.lock();
         let mut child = daemon.take().context("the daemon does not run")?;
-        child.kill()?;
+        kill(daemon_pid(&child)?, Signal::SIGKILL)?;
         child.wait()?;
         Ok(())
     }
@@ -173,10 +173,23 @@ impl Host {
         self.signal(Signal::SIGCONT)
     }
 
+    /// The daemon's number of open files, and the bytes of its memory that are resident.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn usage(&self) -> Result<Usage> {
+        let pid = daemon_pid(self.lock().as_ref().context("the daemon does not run")?)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = resident.and_then(|text| text.split_whitespace().next());
+        let kib: u64 = kib.context("the daemon has ended")?.parse()?;
+        Ok(Usage { files: fs::read_dir(format!("/proc/{pid}/fd"))?.count(), bytes: kib * 1024 })
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let daemon = self.lock();
         let child = daemon.as_ref().context("the daemon does not run")?;
-        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        kill(daemon_pid(child)?, signal)?;
         Ok(())
     }
 
@@ -268,6 +281,25 @@ impl Host {
     fn lock(&self) -> MutexGuard<'_, Option<Child>> {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The daemon itself: what goes before its command line may stay above it and wait, as faketime.
+fn daemon_pid(started: &Child) -> Result<Pid> {
+    let pid = started.id();
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    if !line.starts_with(b"faketime") {
+        return Ok(Pid::from_raw(i32::try_from(pid)?));
+    }
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let child = children.split_whitespace().next().context("faketime has not started it yet")?;
+    Ok(Pid::from_raw(child.parse()?))
+}
+
+/// What a daemon uses of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub files: usize,
+    pub bytes: u64,
 }
 
 /// A command that waits for a service may take as long as the longest wait of a test.

@@ -104,13 +104,16 @@ impl Drop for Lab {
     }
 }
 
-/// The program `name`: named by the variable, or built into the folder of this test's build.
+/// The program `name`: named by the variable, or built into the folder of this program's build.
 pub(crate) fn program(name: &str, variable: &str, is_static: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
-    let test = std::env::current_exe().context("this test has no path")?;
-    let build = test.ancestors().nth(2).context("this test lies in no build folder")?;
+    let own = std::env::current_exe().context("this program has no path")?;
+    let folder = own.parent().context("this program lies in no folder")?;
+    // Tests lie one folder deeper than programs.
+    let build = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };
+    let build = build.context("this test lies in no build folder")?;
     let target = build.parent().context("the build folder has no parent")?;
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let profile = build.file_name().context("the build folder has no name")?;

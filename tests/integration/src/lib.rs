@@ -6,6 +6,7 @@
 //! Invariant: every name that is made carries the number of this process, so that test runs beside
 //! each other do not meet.
 
+mod callers;
 mod cleanup;
 mod command;
 mod containers;
@@ -15,10 +16,11 @@ mod lab;
 mod leftovers;
 mod wait;
 
+pub use callers::{Callers, Target, client_hello};
 pub use command::Answer;
 pub use containers::{Sample, containers, watched};
-pub use fixture::{IMAGE, Task, booted, joined, running};
-pub use host::Host;
+pub use fixture::{IMAGE, Task, booted, joined, load_image, running};
+pub use host::{Host, Usage};
 pub use lab::Lab;
 pub use leftovers::{Leftovers, cgroups};
 pub use wait::{LONG, SHORT, wait_for, wait_until};

@@ -1,10 +1,6 @@
-//! Bad input is refused with the field's name, and strange callers harm nobody.
+//! Bad input is refused with the field's name.
 
 #![allow(clippy::unwrap_used)]
-
-use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 
 use integration::{IMAGE, LONG, SHORT, booted, joined, wait_for, wait_until};
 
@@ -54,7 +50,7 @@ fn an_image_that_nobody_has_is_rejected_with_its_name() {
         Ok(manager.tasks("none")?.into_iter().find(|task| task.state == "Rejected"))
     })
     .unwrap();
-    assert!(task.error.contains(image), "{task:?}");
+    assert!(task.error.contains(image) && task.error.contains("h1"), "{task:?}");
     assert_eq!(task.node, "h1");
 }
 
@@ -80,11 +76,12 @@ fn tokens_that_are_wrong_or_of_another_cluster_let_nobody_in() {
     for token in ["SWMTKN-1-bad", &of(other), &format!("{head}-{changed}")] {
         let args = ["swarm", "join", "--token", token, &remote];
         let error = joiner.shoal(&args).unwrap().failure().unwrap();
-        assert!(error.contains("token"), "{token}: {error}");
+        assert!(error.contains("--token: "), "{token}: {error}");
     }
     first.shoal(&["swarm", "join-token", "--rotate", "-q", "worker"]).unwrap().ok().unwrap();
     let args = ["swarm", "join", "--token", &good, &remote];
-    assert!(joiner.shoal(&args).unwrap().failure().unwrap().contains("token"));
+    let error = joiner.shoal(&args).unwrap().failure().unwrap();
+    assert!(error.contains("--token: "), "{error}");
     joiner.join(first, "worker").unwrap();
 }
 
@@ -103,62 +100,4 @@ fn without_a_quorum_writes_are_refused_and_reads_go_on() {
     let listed = first.shoal(&["node", "ls", "-q"]).unwrap();
     assert!(listed.err.contains("no leader"), "{listed:?}");
     assert_eq!(listed.lines().unwrap().len(), 3);
-}
-
-/// Connections from inside a host to its port that say nothing; gone when dropped.
-struct IdleCallers(Child);
-
-impl IdleCallers {
-    fn of(host: &integration::Host, count: usize) -> Self {
-        let script = format!(
-            "ulimit -n 4096; for i in $(seq {count}); do exec {{fd}}<>/dev/tcp/{}/2377; done; \
-             read -r",
-            host.address()
-        );
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", host.namespace()))
-            .args(["bash", "-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for IdleCallers {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-#[test]
-fn garbage_and_idle_callers_harm_nobody() {
-    let lab = joined(1, 1).unwrap();
-    let manager = lab.host(1);
-    let garbage = format!("head -c 100000 /dev/urandom >/dev/tcp/{}/2377", manager.address());
-    for _ in 0..10 {
-        // That the other side hangs up is what should happen.
-        drop(manager.inside("timeout", &["5", "bash", "-c", &garbage]));
-        let mut caller = UnixStream::connect(manager.socket()).unwrap();
-        drop(caller.write_all(&[0xff; 4096]));
-    }
-    let _idle_on_the_port = IdleCallers::of(manager, 1_000);
-    let idle: Vec<UnixStream> =
-        (0..1_000).filter_map(|_| UnixStream::connect(manager.socket()).ok()).collect();
-    let mut slow = UnixStream::connect(manager.socket()).unwrap();
-    drop(slow.write_all(b"PRI * HT"));
-    wait_until("an answer in spite of idle callers", SHORT, || {
-        manager.shoal(&["node", "ls", "-q"])?.ok().map(|_| true)
-    })
-    .unwrap();
-    // The worker's session goes on, or comes back, beside them.
-    lab.host(2).stop().unwrap();
-    lab.host(2).start().unwrap();
-    manager.wait_for_nodes(2, LONG).unwrap();
-    drop(idle);
-    manager.shoal(&["service", "ls"]).unwrap().ok().unwrap();
-    assert_eq!(manager.ended().unwrap(), None);
 }
