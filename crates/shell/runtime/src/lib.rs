@@ -13,6 +13,8 @@ mod capability;
 mod container;
 mod create;
 mod fail;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hostfiles;
 mod image;
 mod logs;

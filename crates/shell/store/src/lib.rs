@@ -10,6 +10,8 @@ mod codec;
 mod convert;
 mod disk;
 mod errors;
+#[doc(hidden)]
+pub mod fuzzing;
 mod halt;
 mod identity;
 mod leadership;

@@ -226,7 +226,7 @@ impl Record {
         padded(FRAME_HEAD_BYTES + 1 + body + TAG_BYTES)
     }
 
-    fn encode(&self, buffer: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, buffer: &mut Vec<u8>) {
         match self {
             Self::Entry { index, bytes } => {
                 buffer.push(1);

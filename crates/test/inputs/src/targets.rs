@@ -1,0 +1,121 @@
+//! The targets.
+//!
+//! Owns: what is called with the input, and what must hold of a value that comes out.
+//! Does not know: where inputs come from.
+//! Invariant: nothing is kept from one input to the next.
+
+use base::Id;
+use pki::JoinToken;
+use shim::proto::Decoder;
+use types::{Constraint, ImageName};
+
+/// One decoder or parser.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: [Target; 12] = [
+    Target { name: "log_record", run: store::fuzzing::log_record },
+    Target { name: "log_header", run: store::fuzzing::log_header },
+    Target { name: "log_entry", run: store::fuzzing::log_entry },
+    Target { name: "proposal", run: proposal },
+    Target { name: "snapshot", run: snapshot },
+    Target { name: "shim_frames", run: shim_frames },
+    Target { name: "layer", run: layer },
+    Target { name: "image_archive", run: image_archive },
+    Target { name: "image_documents", run: runtime::fuzzing::image_documents },
+    Target { name: "image_name", run: image_name },
+    Target { name: "constraint", run: constraint },
+    Target { name: "join_token", run: join_token },
+];
+
+/// The target of that name.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn target(name: &str) -> Target {
+    *TARGETS.iter().find(|target| target.name == name).expect("the name of a target")
+}
+
+fn proposal(bytes: &[u8]) {
+    let Ok(proposal) = wire::decode_proposal(bytes) else { return };
+    let again = wire::encode_proposal(&proposal);
+    let read = wire::decode_proposal(&again).expect("what was written is read");
+    assert_eq!(wire::encode_proposal(&read), again);
+    // Any proposal may be applied to any state: it is refused, or the state is sound.
+    let mut view = state::Snapshot::default();
+    for atom in &proposal.atoms {
+        let stamp = state::Stamp { index: view.index() + 1, time: proposal.time };
+        drop(view.apply(stamp, atom, &mut Vec::new()));
+    }
+}
+
+fn snapshot(mut bytes: &[u8]) {
+    let Ok(view) = wire::decode_snapshot(&mut bytes) else { return };
+    let mut again = Vec::new();
+    let written = wire::encode_snapshot(&view, |piece| {
+        again.extend_from_slice(piece);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    written.expect("memory takes everything");
+    wire::decode_snapshot(&mut again.as_slice()).expect("what was written is read");
+}
+
+fn shim_frames(bytes: &[u8]) {
+    // In two pieces: a frame may be cut anywhere.
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let (mut requests, mut reports) = (Decoder::default(), Decoder::default());
+    for piece in [first, second] {
+        requests.push(piece);
+        reports.push(piece);
+        while let Ok(Some(request)) = requests.next_request() {
+            let mut decoder = Decoder::default();
+            decoder.push(&request.encode());
+            assert_eq!(decoder.next_request(), Ok(Some(request)));
+        }
+        while let Ok(Some(_)) = reports.next_report() {}
+    }
+}
+
+fn layer(bytes: &[u8]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (dest, beside) = (folder.path().join("dest"), folder.path().join("beside"));
+    for made in [&dest, &beside] {
+        std::fs::create_dir(made).expect("a new folder");
+    }
+    runtime::fuzzing::layer(bytes, &dest);
+    let count = |path| std::fs::read_dir(path).expect("it is there").count();
+    assert_eq!((count(folder.path()), count(&beside)), (2, 0), "a layer left its folder");
+}
+
+fn image_archive(bytes: &[u8]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    runtime::fuzzing::image_archive(bytes, folder.path());
+}
+
+fn image_name(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    runtime::fuzzing::image_wanted(text);
+    let Ok(name) = ImageName::parse(text) else { return };
+    let again = ImageName::parse(&name.to_string());
+    assert_eq!(again.ok().as_ref(), Some(&name), "{text}");
+}
+
+fn constraint(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(constraint) = Constraint::parse(text) else { return };
+    let again = Constraint::parse(&constraint.to_string());
+    assert_eq!(again.ok().as_ref(), Some(&constraint), "{text}");
+}
+
+fn join_token(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(token) = text.parse::<JoinToken>() {
+        assert!(token.text().parse::<JoinToken>().is_ok(), "a token's own text is a token");
+    }
+    drop(text.parse::<Id>());
+}
