@@ -97,7 +97,32 @@ fn settle(path: &Path, text: &str, mode: Mode) -> Result<()> {
     Ok(())
 }
 
+/// Programs that the benchmarks of real hosts start: as users have them, so a release build too.
+fn build_programs(root: &Path) -> Result<()> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let builds: [(&str, &[&str], &str); 2] = [
+        ("shoal", &[], ""),
+        // It runs in a container without an operating system.
+        ("whoami", &["--target", &triple], "-C target-feature=+crt-static"),
+    ];
+    for (package, options, flags) in builds {
+        let mut command = Command::new(cargo());
+        command.args(["build", "--release", "--package", package]).args(options);
+        if !flags.is_empty() {
+            command.env("RUSTFLAGS", flags);
+        }
+        let status = command.current_dir(root).status().context("cannot start cargo")?;
+        if !status.success() {
+            bail!("{package} cannot be built: {status}");
+        }
+    }
+    Ok(())
+}
+
 fn bench(root: &Path, args: &[String]) -> Result<()> {
+    if std::env::var_os("SHOAL_BIN").is_none() || std::env::var_os("WHOAMI_BIN").is_none() {
+        build_programs(root)?;
+    }
     let status = Command::new(cargo())
         .args(["run", "--release", "--package", "bench", "--"])
         .args(args)

@@ -4,6 +4,12 @@
 //! Invariant: what is measured is the product's own code with its own defaults; nothing is
 //! switched off to be faster.
 
+pub mod create;
+mod docker;
 pub mod etcd;
+mod figure;
 pub mod raft;
 pub mod scheduler;
+pub mod takeover;
+
+pub use figure::Figure;

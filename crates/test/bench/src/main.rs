@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bench::raft::Commits;
-use bench::{etcd, raft, scheduler};
+use bench::{Figure, create, etcd, raft, scheduler, takeover};
 use clap::Parser;
 use serde_json::json;
 use tikv_jemallocator::Jemalloc;
@@ -23,7 +23,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
 struct Args {
-    /// Which ones: scheduler, raft, failover; all without a name
+    /// Which ones: scheduler, raft, failover, create, takeover; all without a name
     names: Vec<String>,
     /// Seconds of each measurement of the log
     #[arg(long, default_value_t = 5)]
@@ -48,7 +48,14 @@ struct Row {
     rounds: usize,
 }
 
-const BENCHMARKS: [&str; 3] = ["scheduler", "raft", "failover"];
+impl From<Figure> for Row {
+    fn from(figure: Figure) -> Self {
+        let Figure { name, unit, ours, peer, rounds } = figure;
+        Self { name, unit, ours, peer, rounds }
+    }
+}
+
+const BENCHMARKS: [&str; 5] = ["scheduler", "raft", "failover", "create", "takeover"];
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -70,6 +77,12 @@ fn main() -> Result<()> {
     }
     if wanted("failover") {
         rows.push(runtime.block_on(measure_failover(args.trials))?);
+    }
+    if wanted("create") {
+        rows.extend(create::measure(args.rounds)?.into_iter().map(Row::from));
+    }
+    if wanted("takeover") {
+        rows.extend(takeover::measure(args.trials)?.into_iter().map(Row::from));
     }
     print_table(&rows);
     append(&rows)
