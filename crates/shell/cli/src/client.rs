@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tonic::transport::{Channel, Endpoint};
+use wire::v1::VersionRequest;
 use wire::v1::control_client::ControlClient;
 use wire::v1::local_client::LocalClient;
 
@@ -85,10 +86,26 @@ pub(crate) async fn connect(host: &Host) -> Result<Daemon, CliError> {
         Host::Unix(path) => connect_unix(path).await?,
         Host::Ssh { target, port } => connect_ssh(target, *port).await?,
     };
-    Ok(Daemon {
+    let mut daemon = Daemon {
         control: ControlClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         local: LocalClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
-    })
+    };
+    if let Host::Ssh { target, .. } = host {
+        check_ssh(&mut daemon, target).await?;
+    }
+    Ok(daemon)
+}
+
+/// An ssh that runs is no daemon that answers: the first answer shows that the way is there.
+async fn check_ssh(daemon: &mut Daemon, target: &str) -> Result<(), CliError> {
+    let asking = daemon.local.version(VersionRequest {});
+    let problem = match tokio::time::timeout(CONNECT_TIMEOUT, asking).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(_)) => "the connection has ended".to_owned(),
+        Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+    };
+    let message = format!("the daemon at ssh://{target} does not answer: {problem}");
+    Err(CliError::failed(message).hint(format!("try `ssh {target} shoal version`")))
 }
 
 fn endpoint() -> Endpoint {
