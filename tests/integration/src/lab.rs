@@ -105,7 +105,10 @@ impl Drop for Lab {
 }
 
 /// The program `name`: named by the variable, or built into the folder of this program's build.
-pub(crate) fn program(name: &str, variable: &str, is_static: bool) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str, variable: &str, is_static: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }

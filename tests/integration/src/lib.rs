@@ -21,6 +21,6 @@ pub use command::Answer;
 pub use containers::{Sample, containers, watched};
 pub use fixture::{IMAGE, Task, booted, joined, load_image, running};
 pub use host::{Host, Usage};
-pub use lab::Lab;
+pub use lab::{Lab, program};
 pub use leftovers::{Leftovers, cgroups};
 pub use wait::{LONG, SHORT, wait_for, wait_until};
