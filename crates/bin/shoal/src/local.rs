@@ -201,9 +201,8 @@ impl Local for LocalApi {
     ) -> Result<Response<Events>, Status> {
         log_caller(&request, "image pull");
         let request = request.into_inner();
-        let auth = (!request.username.is_empty())
-            .then_some(RegistryAuth { username: request.username, password: request.password });
-        let items = self.node.runtime.pull_image(&request.reference, auth);
+        let reference = request.reference.clone();
+        let items = self.node.runtime.pull_image(&reference, registry_auth(request));
         Ok(Response::new(Box::pin(items.map(event))))
     }
 
@@ -232,6 +231,18 @@ impl Local for LocalApi {
         let lines = lines.map_err(|error| fault(&error));
         answer(lines.map(|lines| v1::RemoveImageResponse { lines }))
     }
+}
+
+fn registry_auth(request: v1::PullImageRequest) -> Option<RegistryAuth> {
+    let given = |text: &String| !text.is_empty();
+    if given(&request.registry_token) {
+        return Some(RegistryAuth::RegistryToken(request.registry_token));
+    }
+    if given(&request.identity_token) {
+        return Some(RegistryAuth::IdentityToken(request.identity_token));
+    }
+    let (username, password) = (request.username, request.password);
+    given(&username).then_some(RegistryAuth::Password { username, password })
 }
 
 /// A change of membership is carried through though its caller goes away.

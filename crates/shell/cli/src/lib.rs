@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod commands;
+mod credentials;
 mod error;
 mod output;
 mod progress;

@@ -113,10 +113,16 @@ pub struct ImageProgress {
 }
 
 /// Credentials for a registry, redacted when printed.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct RegistryAuth {
-    pub username: String,
-    pub password: String,
+#[derive(Clone, PartialEq, Eq)]
+pub enum RegistryAuth {
+    Password {
+        username: String,
+        password: String,
+    },
+    /// What the registry's token server exchanges for tokens of one image (OAuth 2 refresh token).
+    IdentityToken(String),
+    /// What the registry takes itself.
+    RegistryToken(String),
 }
 
 impl std::fmt::Debug for RegistryAuth {

@@ -40,6 +40,15 @@ pub use log::{
     encode_snapshot,
 };
 
+/// Without the credentials, which no log may hold.
+impl std::fmt::Debug for v1::PullImageRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullImageRequest")
+            .field("reference", &self.reference)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Version of the protocol between nodes that this build speaks; older ones down to it.
 pub const PROTOCOL: u32 = 1;
 /// Bytes of one message between nodes at most; larger sets are sent in several.
@@ -49,4 +58,22 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 #[must_use]
 pub fn bytes_of(id: base::Id) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(&id.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_not_printed() {
+        let request = v1::PullImageRequest {
+            reference: "app:1".into(),
+            username: "hush".into(),
+            password: "hush".into(),
+            identity_token: "hush".into(),
+            registry_token: "hush".into(),
+        };
+        let shown = format!("{request:?}");
+        assert!(shown.contains("app:1") && !shown.contains("hush"), "{shown}");
+    }
 }

@@ -17,6 +17,10 @@ pub(crate) enum Image {
     #[command(visible_alias = "list")]
     Ls(Ls),
     /// Pull an image from its registry into this node
+    ///
+    /// Credentials are those that `docker login` and its like keep: `auths`, `credHelpers` and
+    /// `credsStore` of config.json in $DOCKER_CONFIG, or in .docker of the home directory. They are
+    /// read by this command, used for this pull, and not kept.
     Pull(Pull),
     /// Remove images from this node
     #[command(visible_alias = "remove")]

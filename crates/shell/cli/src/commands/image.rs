@@ -14,11 +14,13 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use types::ImageName;
 use wire::v1;
 
 use super::{Failures, now, print_line, unknown_filter};
 use crate::args::image::{Image as Command, Load, Ls, Pull, Rm};
 use crate::client::Daemon;
+use crate::credentials::{self, Credentials};
 use crate::error::CliError;
 use crate::output::{List, Row, human, row_of};
 
@@ -157,7 +159,7 @@ async fn pull(daemon: &mut Daemon, args: &Pull) -> Result<(), CliError> {
         }
         reference.push_str(":latest");
     }
-    let request = v1::PullImageRequest { reference: reference.clone(), ..Default::default() };
+    let request = with_credentials(reference.clone()).await?;
     let events = daemon.local.pull_image(request).await?.into_inner();
     for image in follow(events, args.quiet).await? {
         for digest in image.digests.iter().filter(|_| !args.quiet) {
@@ -165,6 +167,24 @@ async fn pull(daemon: &mut Daemon, args: &Pull) -> Result<(), CliError> {
         }
     }
     print_line(reference)
+}
+
+/// With what the user has for the image's registry.
+async fn with_credentials(reference: String) -> Result<v1::PullImageRequest, CliError> {
+    let registry = ImageName::parse(&reference).map_err(|fault| {
+        let hint = fault.hint.clone();
+        CliError::usage(&fault.field, &fault.message).hint(hint)
+    })?;
+    let mut request = v1::PullImageRequest { reference, ..Default::default() };
+    match credentials::find(&registry.registry).await? {
+        Some(Credentials::Password { username, password }) => {
+            (request.username, request.password) = (username, password);
+        }
+        Some(Credentials::IdentityToken(token)) => request.identity_token = token,
+        Some(Credentials::RegistryToken(token)) => request.registry_token = token,
+        None => {}
+    }
+    Ok(request)
 }
 
 const IMAGES: List = List {

@@ -6,6 +6,7 @@
 //! after all its layers are on disk for good, and whatever is not recorded at start is swept away.
 
 pub(crate) mod archive;
+pub(crate) mod login;
 pub(crate) mod manifest;
 pub(crate) mod pull;
 pub(crate) mod reference;

@@ -22,6 +22,7 @@ use ports::runtime::{ImageProgress, PullItem, RegistryAuth, RuntimeError};
 use tokio::sync::mpsc;
 use types::ImageName;
 
+use super::login::{Registry, client_auth};
 use super::manifest::{Descriptor, Manifest, ManifestIndex, architecture, choose_platform};
 use super::reference::parse_name;
 use super::store::ImageStore;
@@ -40,8 +41,8 @@ pub(crate) async fn pull(
     progress: &Sender,
 ) -> Result<StoredImage, RuntimeError> {
     let name = parse_name(reference)?;
-    let session = Arc::new(Session::open(&name, reference, auth, insecure));
     tell(progress, "manifest", "Pulling", 0, 0);
+    let session = Arc::new(Session::open(&name, reference, auth, insecure).await?);
     session.authenticate().await?;
     let (manifest, digest) = session.manifest().await?;
     let config_bytes = session.document(&manifest.config).await?;
@@ -87,16 +88,23 @@ struct Session {
 }
 
 impl Session {
-    fn open(name: &ImageName, text: &str, auth: Option<RegistryAuth>, insecure: &[String]) -> Self {
+    async fn open(
+        name: &ImageName,
+        text: &str,
+        auth: Option<RegistryAuth>,
+        insecure: &[String],
+    ) -> Result<Self, RuntimeError> {
         let reference = client_reference(name);
         let registry = reference.resolve_registry().to_owned();
         let plain = is_loopback(&registry) || insecure.contains(&registry);
+        // One provider in the process; whoever came first has installed the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let place = Registry { host: &registry, repository: reference.repository(), plain };
+        let auth = client_auth(&place, auth).await?;
         let protocol = match plain {
             true => ClientProtocol::HttpsExcept(vec![registry]),
             false => ClientProtocol::Https,
         };
-        // One provider in the process; whoever came first has installed the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::new(ClientConfig {
             protocol,
             connect_timeout: Some(CONNECT_LIMIT),
@@ -104,13 +112,7 @@ impl Session {
             user_agent: concat!("shoal/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         });
-        let auth = match auth {
-            Some(auth) if !auth.username.is_empty() => {
-                ClientAuth::Basic(auth.username, auth.password)
-            }
-            _ => ClientAuth::Anonymous,
-        };
-        Self { client, reference, auth, text: text.to_owned() }
+        Ok(Self { client, reference, auth, text: text.to_owned() })
     }
 
     async fn authenticate(&self) -> Result<(), RuntimeError> {

@@ -13,7 +13,9 @@ use futures::StreamExt;
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
-use ports::runtime::{ContainerConfig, ImageRecord, PullItem, Runtime, RuntimeError};
+use ports::runtime::{
+    ContainerConfig, ImageRecord, PullItem, RegistryAuth as Credentials, Runtime, RuntimeError,
+};
 
 use crate::support::{
     Host, append, base_layer, block_on, collect_images, config_json, digest, eventually, shell,
@@ -24,18 +26,36 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("images_are_pulled_and_run", || with_registry(images_are_pulled_and_run)),
     ("a_broken_line_is_resumed", || with_registry(a_broken_line_is_resumed)),
     ("a_changed_layer_is_refused", || with_registry(a_changed_layer_is_refused)),
+    ("a_private_registry_wants_the_password", || {
+        with_private_registry(a_private_registry_wants_the_password)
+    }),
     ("what_no_registry_has_is_named", || with_registry(what_no_registry_has_is_named)),
 ];
+
+const USER: &str = "someone";
+const PASSWORD: &str = "secret-word";
+/// bcrypt, with the fewest rounds.
+const PASSWORD_HASH: &str = "$2b$04$abcdefghijklmnopqrstuujV0zJ3tj1V5vPQQ5i8Bd/sbbeTbZTaC";
 
 /// A registry of the package `docker-registry` with its data in a directory of its own.
 struct Registry {
     process: Child,
     dir: tempfile::TempDir,
     port: u16,
+    /// What it wants to be shown.
+    auth: RegistryAuth,
 }
 
 /// Where the package is not installed, as in the guest, there is nothing to pull from.
 fn with_registry<F: Future<Output = ()>>(test: fn(Registry) -> F) {
+    serve(RegistryAuth::Anonymous, test);
+}
+
+fn with_private_registry<F: Future<Output = ()>>(test: fn(Registry) -> F) {
+    serve(RegistryAuth::Basic(USER.into(), PASSWORD.into()), test);
+}
+
+fn serve<F: Future<Output = ()>>(auth: RegistryAuth, test: fn(Registry) -> F) {
     let program = Path::new("/usr/bin/docker-registry");
     if !program.exists() {
         println!("skipped: package docker-registry is not installed");
@@ -44,8 +64,14 @@ fn with_registry<F: Future<Output = ()>>(test: fn(Registry) -> F) {
     let dir = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = dir.path().join("config.yml");
+    let passwords = dir.path().join("htpasswd");
+    std::fs::write(&passwords, format!("{USER}:{PASSWORD_HASH}\n")).unwrap();
+    let login = match auth {
+        RegistryAuth::Anonymous => String::new(),
+        _ => format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", passwords.display()),
+    };
     let text = format!(
-        "version: 0.1\nlog: {{ level: error }}\n\
+        "version: 0.1\nlog: {{ level: error }}\n{login}\
          storage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
          http: {{ addr: 127.0.0.1:{port} }}\n",
         dir.path().join("data").display()
@@ -58,7 +84,7 @@ fn with_registry<F: Future<Output = ()>>(test: fn(Registry) -> F) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let registry = Registry { process, dir, port };
+    let registry = Registry { process, dir, port, auth };
     let deadline = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < deadline, "the registry does not listen");
@@ -84,7 +110,7 @@ impl Registry {
         let layers: Vec<ImageLayer> =
             layers.iter().map(|layer| ImageLayer::oci_v1_gzip(gzip(layer), None)).collect();
         let config = Config::oci_v1(serde_json::to_vec(&config).unwrap(), None);
-        let auth = RegistryAuth::Anonymous;
+        let auth = self.auth.clone();
         client.push(&reference, &layers, config, &auth, None).await.unwrap();
         client.fetch_manifest_digest(&reference, &auth).await.unwrap()
     }
@@ -246,6 +272,28 @@ async fn a_changed_layer_is_refused(registry: Registry) {
         std::fs::read_dir(host.data_dir().join("ingest")).unwrap().count() == 0
     })
     .await;
+}
+
+async fn a_private_registry_wants_the_password(registry: Registry) {
+    let host = Host::new().await;
+    registry.push("team/app:1", &[small_layer("private\n")]).await;
+    let name = registry.name("team/app:1");
+    let password = |password: &str| {
+        let (username, password) = (USER.to_owned(), password.to_owned());
+        Some(Credentials::Password { username, password })
+    };
+    for auth in [None, password("hush-wrong"), Some(Credentials::RegistryToken("hush".into()))] {
+        let error = collect_images(host.runtime.pull_image(&name, auth)).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, RuntimeError::ImageMissing { .. }), "{text}");
+        assert!(text.contains("log in first") && !text.contains("hush"), "{text}");
+    }
+    // This registry has no token server.
+    let identity = Some(Credentials::IdentityToken("hush".into()));
+    let error = collect_images(host.runtime.pull_image(&name, identity)).await.unwrap_err();
+    assert!(error.to_string().contains("takes no identity tokens"), "{error}");
+    let images = collect_images(host.runtime.pull_image(&name, password(PASSWORD))).await.unwrap();
+    assert_eq!(images[0].references, [name]);
 }
 
 async fn what_no_registry_has_is_named(registry: Registry) {

@@ -4515,7 +4515,10 @@ pub struct ImageList {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<Image>,
 }
+/// At most one kind of credential: a user with a password, a token that the registry's token server
+/// exchanges for others, or one that the registry takes itself. Never logged.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct PullImageRequest {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
@@ -4523,6 +4526,10 @@ pub struct PullImageRequest {
     pub username: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub password: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub identity_token: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub registry_token: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadImageRequest {
