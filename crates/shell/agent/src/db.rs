@@ -175,3 +175,6 @@ impl TaskDb {
         write().map_err(|source| self.failed(source))
     }
 }
+
+#[cfg(test)]
+mod recorded;

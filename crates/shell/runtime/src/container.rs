@@ -487,3 +487,31 @@ const REQUESTS_MAX: usize = 16;
 
 /// For killed processes to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the first release wrote it. Never change the text; add new ones.
+    #[test]
+    fn a_recorded_container_of_format_1_is_read() {
+        let text = concat!(
+            r#"{"format":1,"id":"t1","name":"web.1.t1","image_id":"sha256:11","#,
+            r#""layers":["sha256:22"],"stop_signal":15,"cgroup":"/shoal/i0/t1","#,
+            r#""boot_id":"b0","created_at_ms":1767225600000}"#
+        );
+        let record = ContainerRecord {
+            format: 1,
+            id: "t1".into(),
+            name: "web.1.t1".into(),
+            image_id: "sha256:11".into(),
+            layers: vec!["sha256:22".into()],
+            stop_signal: 15,
+            cgroup: "/shoal/i0/t1".into(),
+            boot_id: "b0".into(),
+            created_at_ms: 1_767_225_600_000,
+        };
+        assert_eq!(serde_json::from_str::<ContainerRecord>(text).unwrap(), record);
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
+}

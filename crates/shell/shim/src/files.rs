@@ -94,3 +94,87 @@ fn beside(path: &Path) -> PathBuf {
     name.push(".tmp");
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Launch;
+
+    fn process(pid: u32) -> ProcessIdentity {
+        ProcessIdentity { boot_id: "b0".into(), pid, start_ticks: 4_711 }
+    }
+
+    fn check<T: DeserializeOwned + PartialEq + std::fmt::Debug>(text: &str, expected: &T) {
+        let dir = std::env::temp_dir();
+        let path = dir.join(format!("shoal-record-{}-{}", std::process::id(), text.len()));
+        fs::write(&path, text).unwrap();
+        let read = read_record::<T>(&path);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read.unwrap().as_ref(), Some(expected), "{text}");
+    }
+
+    /// Records as the first release wrote them: a shim lives as long as its container, so an old
+    /// one leaves them to a new daemon. Never change a text; add new ones.
+    #[test]
+    fn recorded_records_of_format_1_are_read() {
+        let state = StateRecord {
+            format: 1,
+            container: process(7),
+            shim: process(6),
+            started_at_ms: 1_767_225_600_000,
+        };
+        check(
+            concat!(
+                r#"{"format":1,"container":{"boot_id":"b0","pid":7,"start_ticks":4711},"#,
+                r#""shim":{"boot_id":"b0","pid":6,"start_ticks":4711},"#,
+                r#""started_at_ms":1767225600000}"#,
+            ),
+            &state,
+        );
+        let exit =
+            ExitRecord { format: 1, code: 137, oom: true, at_ms: 1_767_225_600_001, failure: None };
+        check(r#"{"format":1,"code":137,"oom":true,"at_ms":1767225600001}"#, &exit);
+        let failed =
+            ExitRecord { code: 127, oom: false, failure: Some("exec: \"x\"".into()), ..exit };
+        check(
+            r#"{"format":1,"code":127,"oom":false,"at_ms":1767225600001,"failure":"exec: \"x\""}"#,
+            &failed,
+        );
+    }
+
+    /// The other way: what a daemon of the first release told its shim.
+    #[test]
+    fn a_recorded_launch_of_format_1_is_read() {
+        let launch = Launch {
+            format: 1,
+            id: "t1".into(),
+            run_dir: "/run/shoal/containers/t1".into(),
+            cgroup: "/shoal/i0/t1".into(),
+            layers_dir: "/var/lib/shoal/layers".into(),
+            layers: vec!["l/00".into(), "l/11".into()],
+            seccomp: "/run/shoal/seccomp/x.bpf".into(),
+            capabilities: 2_818_844_155,
+            user: "app".into(),
+            groups: vec!["44".into()],
+            log_file_bytes: 10_485_760,
+            log_files: 5,
+        };
+        check(
+            concat!(
+                r#"{"format":1,"id":"t1","run_dir":"/run/shoal/containers/t1","#,
+                r#""cgroup":"/shoal/i0/t1","layers_dir":"/var/lib/shoal/layers","#,
+                r#""layers":["l/00","l/11"],"seccomp":"/run/shoal/seccomp/x.bpf","#,
+                r#""capabilities":2818844155,"user":"app","groups":["44"],"#,
+                r#""log_file_bytes":10485760,"log_files":5}"#,
+            ),
+            &launch,
+        );
+    }
+
+    #[test]
+    fn a_later_release_may_add_fields() {
+        let text = r#"{"format":1,"code":0,"oom":false,"at_ms":5,"signal":"none"}"#;
+        let exit = ExitRecord { format: 1, code: 0, oom: false, at_ms: 5, failure: None };
+        check(text, &exit);
+    }
+}

@@ -528,3 +528,6 @@ const TRASH_DIR: &str = "trash";
 /// Short links to layers, inside the layers' directory.
 const LINKS_DIR: &str = "l";
 const FILES_DIR: &str = "fs";
+
+#[cfg(test)]
+mod recorded;
