@@ -36,3 +36,13 @@ impl Clock for SystemClock {
         tokio::time::sleep(Duration::from_millis(wait + 1)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_a_clock() {
+        testkit::conformance::clock::check(&SystemClock::new()).await;
+    }
+}

@@ -172,6 +172,16 @@ fn tasks_reach_the_world_with_the_hosts_address() {
 }
 
 #[test]
+fn it_is_a_network() {
+    on_host(async |_| {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(&dir, "suite").await;
+        testkit::conformance::network::check(&network).await;
+        network.remove_all().await.unwrap();
+    });
+}
+
+#[test]
 fn a_new_daemon_keeps_and_repairs() {
     on_host(async |beyond| {
         let dir = tempfile::tempdir().unwrap();

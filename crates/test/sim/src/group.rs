@@ -11,10 +11,9 @@ use base::{IdSource, Millis};
 use ports::store::{Applied, Leadership, ProposeError, Store};
 use ports::{ChangeLog, Cursor};
 use state::{Member, Proposal, Snapshot};
+use testkit::fake::Gate;
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
-
-use crate::clock::Gate;
 
 /// How long a group is without a leader after one was lost.
 const ELECTION: Millis = Millis(700);

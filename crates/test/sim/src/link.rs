@@ -10,13 +10,12 @@ use agent::LogUplink;
 use base::IdSource;
 use manager::DispatcherHandle;
 use ports::{Link, LinkError, SessionDialer};
+use testkit::fake::Gate;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Duration, sleep};
 use types::NodeId;
 use wire::v1::{LogsPublish, ManagerMessage, NodeMessage};
-
-use crate::clock::Gate;
 
 /// A stream that carries nothing for this long is broken.
 const STALL_MAX: Duration = Duration::from_secs(8);

@@ -12,6 +12,7 @@ use manager::{Dispatcher, Timing};
 use ports::Clock;
 use ports::store::Store;
 use state::{Author, Change, ChangeSet, Proposal, Snapshot};
+use testkit::fake::{Gate, Host, SimClock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep};
@@ -21,11 +22,9 @@ use types::{
     ServiceId, ServiceMode, ServiceSpec, TaskSpec,
 };
 
-use crate::clock::{Gate, SimClock};
 use crate::group::{Group, SimStore, address};
 use crate::invariants::{Backwards, check_converged, check_running, check_services, check_slots};
 use crate::link::{Dialer, Net};
-use crate::runtime::Host;
 
 /// How a run is made.
 #[derive(Clone, Copy, Debug)]
@@ -116,12 +115,12 @@ impl World {
     async fn new(plan: Plan) -> Self {
         let mut random = IdSource::new(u128::from(plan.seed) << 1 | 1);
         let mut split = || IdSource::new(random.mint().as_u128());
-        let gates: Vec<Gate> = (0..plan.hosts).map(|_| Gate::new()).collect();
+        let gates: Vec<Gate> = (0..plan.hosts).map(|_| Gate::default()).collect();
         let group = Group::new(&gates[..plan.managers], split());
         let net = Net::new(split(), gates.clone());
-        let clock = SimClock::new();
+        let clock = SimClock::default();
         let hosts = gates.iter().enumerate().map(|(number, gate)| HostState {
-            host: Host::new(split(), gate.clone()),
+            host: Host::troubled(split(), gate.clone()),
             db: Arc::new(TaskDb::in_memory().expect("memory does not fail")),
             node: NodeId(Id::from_u128(number as u128 + 1).expect("not zero")),
             clock: clock.of_node(gate),

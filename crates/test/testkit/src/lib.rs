@@ -1,9 +1,14 @@
-//! What tests are made of: text fixtures into snapshots, plans into text.
+//! What tests are made of: text fixtures into snapshots, plans into text, fakes of the ports.
 //!
-//! Owns: the small language of fixtures, and the printer of plans.
+//! Owns: the small language of fixtures, the printer of plans, and with the feature `ports`, which
+//! the core does not need, the fakes and what every implementation of a port must do.
 //! Does not know: any decider. Never a normal dependency of anything that ships.
 //! Invariant: the same text gives the same snapshot, identities included.
 
+#[cfg(feature = "ports")]
+pub mod conformance;
+#[cfg(feature = "ports")]
+pub mod fake;
 mod fixture;
 mod print;
 

@@ -10,9 +10,10 @@ use ports::runtime::{ContainerConfig, ContainerState, Runtime, RuntimeError};
 use shim::cgroup::Cgroups;
 use shim::files;
 
-use crate::support::{Host, block_on, eventually, probe, shell, timeout};
+use crate::support::{Host, IMAGE, block_on, eventually, probe, shell, timeout};
 
 pub(crate) const TESTS: &[crate::Test] = &[
+    ("it_is_a_runtime", || block_on(it_is_a_runtime())),
     ("exit_codes_and_output_arrive", || block_on(exit_codes_and_output_arrive())),
     ("calls_are_idempotent", || block_on(calls_are_idempotent())),
     ("missing_programs_have_dockers_codes", || block_on(missing_programs_have_dockers_codes())),
@@ -30,6 +31,12 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("two_daemons_do_not_touch_each_other", || block_on(two_daemons_do_not_touch_each_other())),
     ("a_burst_of_containers_starts", || block_on(a_burst_of_containers_starts())),
 ];
+
+async fn it_is_a_runtime() {
+    let host = Host::new().await;
+    let suite = testkit::conformance::runtime::check(&host.runtime, IMAGE, shell);
+    timeout(suite).await;
+}
 
 async fn exit_codes_and_output_arrive() {
     let host = Host::new().await;

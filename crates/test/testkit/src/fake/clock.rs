@@ -1,4 +1,4 @@
-//! The virtual clock, as each node sees it.
+//! A virtual clock, as each node sees it.
 //!
 //! Owns: time as tokio's paused clock tells it, how far a node's wall clock is off, and whether the
 //! node's processes stand still.
@@ -19,51 +19,58 @@ const START: Timestamp = Timestamp(1_767_225_600_000);
 /// Stops a node's processes where they stand, as SIGSTOP does: what they wait for happens, but they
 /// learn of it only when they go on.
 #[derive(Clone, Debug)]
-pub(crate) struct Gate {
+pub struct Gate {
     stopped: watch::Sender<bool>,
 }
 
-impl Gate {
-    pub(crate) fn new() -> Self {
+impl Default for Gate {
+    fn default() -> Self {
         Self { stopped: watch::Sender::new(false) }
     }
+}
 
-    pub(crate) fn set_stopped(&self, stopped: bool) {
+impl Gate {
+    pub fn set_stopped(&self, stopped: bool) {
         self.stopped.send_replace(stopped);
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
         *self.stopped.borrow()
     }
 
     /// Returns at once, or when the node goes on.
-    pub(crate) async fn pass(&self) {
+    pub async fn pass(&self) {
         // The sender lives as long as `self`.
         let _ = self.stopped.subscribe().wait_for(|stopped| !*stopped).await;
     }
 }
 
+/// Time of one node under tokio's paused clock.
 #[derive(Clone, Debug)]
-pub(crate) struct SimClock {
+pub struct SimClock {
     begun: Instant,
     /// Milliseconds that the wall clock is ahead of true time.
     skew: Arc<AtomicI64>,
     gate: Gate,
 }
 
-impl SimClock {
-    /// True time.
-    pub(crate) fn new() -> Self {
-        Self { begun: Instant::now(), skew: Arc::default(), gate: Gate::new() }
+/// True time.
+impl Default for SimClock {
+    fn default() -> Self {
+        Self { begun: Instant::now(), skew: Arc::default(), gate: Gate::default() }
     }
+}
 
+impl SimClock {
     /// The clock of a node whose processes `gate` may stop.
-    pub(crate) fn of_node(&self, gate: &Gate) -> Self {
+    #[must_use]
+    pub fn of_node(&self, gate: &Gate) -> Self {
         Self { begun: self.begun, skew: Arc::default(), gate: gate.clone() }
     }
 
     /// The wall clock jumps; monotonic time does not.
-    pub(crate) fn set_skew(&self, skew_ms: i64) {
+    pub fn set_skew(&self, skew_ms: i64) {
         self.skew.store(skew_ms, Ordering::Relaxed);
     }
 }
@@ -90,8 +97,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn it_is_a_clock() {
+        let clock = SimClock::default();
+        clock.set_skew(-20_000);
+        crate::conformance::clock::check(&clock).await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stopped_node_learns_of_its_timers_when_it_goes_on() {
-        let (gate, truth) = (Gate::new(), SimClock::new());
+        let (gate, truth) = (Gate::default(), SimClock::default());
         let clock = truth.of_node(&gate);
         clock.set_skew(-5_000);
         assert_eq!(clock.now().0 + 5_000, truth.now().0);

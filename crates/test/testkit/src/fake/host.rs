@@ -1,7 +1,10 @@
-//! Containers and networks of one simulated host.
+//! Containers and networks of a host that is not there.
 //!
 //! Owns: what the host's kernel would: containers that outlive the daemon and die with the host.
-//! Does not know: tasks. Invariant: as the runtime's port says.
+//! Does not know: tasks. Invariant: as the ports say, which the conformance suite sees to.
+//!
+//! Every image exists whose name does not begin with `missing`. A program runs until it is stopped,
+//! unless its first argument is `exit N`: then it ends at once with that code.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,18 +20,22 @@ use ports::runtime::{
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
-use crate::clock::Gate;
+use super::Gate;
 
 struct Inner {
     containers: BTreeMap<String, ContainerState>,
+    /// Codes of the programs that end by themselves.
+    exits: BTreeMap<String, i32>,
     networks: BTreeMap<String, ()>,
     random: IdSource,
+    /// Calls fail now and then.
+    troubled: bool,
     started: u64,
 }
 
 /// One host.
 #[derive(Clone)]
-pub(crate) struct Host {
+pub struct Host {
     inner: Arc<Mutex<Inner>>,
     changed: watch::Sender<u64>,
     /// Of the daemon; containers go on while it stands still.
@@ -36,9 +43,27 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(random: IdSource, gate: Gate) -> Self {
-        let inner =
-            Inner { containers: BTreeMap::new(), networks: BTreeMap::new(), random, started: 0 };
+    /// A host on which calls fail now and then.
+    #[must_use]
+    pub fn troubled(random: IdSource, gate: Gate) -> Self {
+        Self::new(random, gate, true)
+    }
+
+    /// A host on which everything works.
+    #[must_use]
+    pub fn steady(random: IdSource) -> Self {
+        Self::new(random, Gate::default(), false)
+    }
+
+    fn new(random: IdSource, gate: Gate, troubled: bool) -> Self {
+        let inner = Inner {
+            containers: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            random,
+            troubled,
+            started: 0,
+        };
         Self { inner: Arc::new(Mutex::new(inner)), changed: watch::Sender::new(0), gate }
     }
 
@@ -57,7 +82,7 @@ impl Host {
     }
 
     /// The machine went down: whatever ran is lost.
-    pub(crate) fn reboot(&self) {
+    pub fn reboot(&self) {
         let mut inner = self.lock();
         for state in inner.containers.values_mut() {
             if matches!(state, ContainerState::Running { .. }) {
@@ -70,7 +95,7 @@ impl Host {
     }
 
     /// Ends the n-th running container by itself.
-    pub(crate) fn end_one(&self, nth: u64, code: i32) {
+    pub fn end_one(&self, nth: u64, code: i32) {
         let mut inner = self.lock();
         let running: Vec<String> = inner.running();
         if running.is_empty() {
@@ -83,12 +108,14 @@ impl Host {
         self.touch();
     }
 
-    pub(crate) fn running(&self) -> Vec<String> {
+    #[must_use]
+    pub fn running(&self) -> Vec<String> {
         self.lock().running()
     }
 
     /// Everything that exists, networks included.
-    pub(crate) fn left(&self) -> Vec<String> {
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
         let inner = self.lock();
         inner.containers.keys().chain(inner.networks.keys()).cloned().collect()
     }
@@ -101,10 +128,14 @@ impl Inner {
     }
 }
 
+fn is_missing(image: &str) -> bool {
+    image.starts_with("missing")
+}
+
 impl Runtime for Host {
     async fn find_image(&self, reference: &str) -> Result<Option<ImageRecord>, RuntimeError> {
         self.work(5).await;
-        Ok((!reference.starts_with("missing")).then(|| ImageRecord {
+        Ok((!is_missing(reference)).then(|| ImageRecord {
             id: "sha256:0".into(),
             references: vec![reference.to_owned()],
             digests: Vec::new(),
@@ -144,11 +175,22 @@ impl Runtime for Host {
     async fn create(&self, config: &ContainerConfig) -> Result<(), RuntimeError> {
         self.work(30).await;
         let mut inner = self.lock();
-        if inner.random.below(100) == 0 {
+        if inner.random.below(100) == 0 && inner.troubled {
             let problem = "the disk hiccuped".into();
             return Err(RuntimeError::Failed { step: "create", problem });
         }
-        inner.containers.entry(config.id.clone()).or_insert(ContainerState::Created);
+        if inner.containers.contains_key(&config.id) {
+            return Ok(());
+        }
+        if is_missing(&config.image) {
+            let (reference, detail) = (config.image.clone(), String::new());
+            return Err(RuntimeError::ImageMissing { reference, detail });
+        }
+        inner.containers.insert(config.id.clone(), ContainerState::Created);
+        let exit = config.args.first().and_then(|arg| arg.strip_prefix("exit "));
+        if let Some(code) = exit.and_then(|code| code.parse().ok()) {
+            inner.exits.insert(config.id.clone(), code);
+        }
         Ok(())
     }
 
@@ -157,10 +199,16 @@ impl Runtime for Host {
         let mut inner = self.lock();
         inner.started += 1;
         let pid = u32::try_from(inner.started).unwrap_or(u32::MAX);
+        let exit = inner.exits.get(id).copied();
         let state = inner.containers.get_mut(id);
         let state = state.ok_or_else(|| RuntimeError::NoContainer { id: id.to_owned() })?;
         if *state == ContainerState::Created {
-            *state = ContainerState::Running { pid, started_at: Timestamp::ZERO };
+            *state = match exit {
+                Some(code) => {
+                    ContainerState::Exited(Exit { code, oom: false, at: Timestamp::ZERO })
+                }
+                None => ContainerState::Running { pid, started_at: Timestamp::ZERO },
+            };
         }
         drop(inner);
         self.touch();
@@ -171,12 +219,12 @@ impl Runtime for Host {
         // Some programs end at once, some wait for the kill.
         self.work(grace.0.clamp(1, 2_000)).await;
         let mut inner = self.lock();
-        if inner.random.below(50) == 0 {
+        if inner.random.below(50) == 0 && inner.troubled {
             return Err(RuntimeError::Failed { step: "stop", problem: "no answer".into() });
         }
-        if let Some(state) = inner.containers.get_mut(id)
-            && matches!(state, ContainerState::Running { .. })
-        {
+        let state = inner.containers.get_mut(id);
+        let state = state.ok_or_else(|| RuntimeError::NoContainer { id: id.to_owned() })?;
+        if matches!(state, ContainerState::Running { .. }) {
             let exit = Exit { code: 143, oom: false, at: Timestamp::ZERO };
             *state = ContainerState::Exited(exit);
         }
@@ -213,13 +261,18 @@ impl Runtime for Host {
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         self.work(10).await;
-        self.lock().containers.remove(id);
+        let mut inner = self.lock();
+        inner.containers.remove(id);
+        inner.exits.remove(id);
+        drop(inner);
         self.touch();
         Ok(())
     }
 
-    fn logs(&self, _: &str, _: LogOptions) -> BoxStream<Result<LogLine, RuntimeError>> {
-        Box::pin(stream::empty())
+    fn logs(&self, id: &str, _: LogOptions) -> BoxStream<Result<LogLine, RuntimeError>> {
+        let known = self.lock().containers.contains_key(id);
+        let missing = (!known).then(|| Err(RuntimeError::NoContainer { id: id.to_owned() }));
+        Box::pin(stream::iter(missing))
     }
 }
 
@@ -238,5 +291,28 @@ impl Network for Host {
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {
         Ok(self.lock().networks.keys().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_a_runtime() {
+        let host = Host::steady(IdSource::new(1));
+        let shell = |id: &str, script: &str| ContainerConfig {
+            id: id.to_owned(),
+            image: "app:1".into(),
+            args: vec![script.to_owned()],
+            ..ContainerConfig::default()
+        };
+        conformance::runtime::check(&host, "app:1", shell).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_a_network() {
+        conformance::network::check(&Host::steady(IdSource::new(1))).await;
     }
 }
