@@ -54,7 +54,7 @@ pub fn decide_membership(view: &Snapshot, members: &[Member], leader: u64) -> Op
             (NodeRole::Manager, None) => None,
             (NodeRole::Worker, manager) => {
                 let member = manager.as_ref().and_then(|manager| find(manager.raft_id));
-                decide_demotion(node, member, members, leader)
+                decide_demotion(view, node, member, members, leader)
             }
         };
         if step.is_some() {
@@ -65,13 +65,14 @@ pub fn decide_membership(view: &Snapshot, members: &[Member], leader: u64) -> Op
 }
 
 fn decide_demotion(
+    view: &Snapshot,
     node: &Node,
     member: Option<&Member>,
     members: &[Member],
     leader: u64,
 ) -> Option<Step> {
     match member {
-        Some(member) => remove(member, members, leader),
+        Some(member) => remove(view, member, members, leader),
         None if node.manager.is_some() || node.role == NodeRole::Manager => {
             let changes = vec![
                 Change::SetNodeManager { id: node.id, manager: None },
@@ -88,14 +89,14 @@ fn decide_strangers(view: &Snapshot, members: &[Member], leader: u64) -> Option<
     let claimed: BTreeSet<u64> =
         view.nodes().filter_map(|node| node.manager.as_ref().map(|m| m.raft_id)).collect();
     let stranger = members.iter().find(|member| !claimed.contains(&member.raft_id))?;
-    remove(stranger, members, leader)
+    remove(view, stranger, members, leader)
 }
 
-fn remove(member: &Member, members: &[Member], leader: u64) -> Option<Step> {
+fn remove(view: &Snapshot, member: &Member, members: &[Member], leader: u64) -> Option<Step> {
     if member.raft_id == leader {
-        let heir = members
-            .iter()
-            .find(|m| m.voter && m.reachable && m.caught_up && m.raft_id != leader)?;
+        let fit = |m: &&Member| m.voter && m.reachable && m.caught_up && m.raft_id != leader;
+        // One that may not stand would hand leadership on at once.
+        let heir = members.iter().filter(fit).min_by_key(|m| !may_stand(view, m.raft_id))?;
         return Some(Step::TransferLeadership { to: heir.raft_id });
     }
     keeps_quorum_without(members, member.raft_id)
@@ -277,6 +278,10 @@ mod tests {
             restore.node(node);
         }
         let view = restore.finish().unwrap();
+        let all = [member(1, true, true), member(2, true, true), member(3, true, true)];
+        let step = |members: &[Member]| remove(&view, &members[0], members, 1);
+        assert_eq!(step(&all), Some(Step::TransferLeadership { to: 3 }), "not to b");
+        assert_eq!(step(&all[..2]), Some(Step::TransferLeadership { to: 2 }), "there is only b");
         let stand = [1, 2, 3].map(|raft_id| may_stand(&view, raft_id));
         assert_eq!(stand, [true, false, true], "one that is not known yet is not hindered");
     }
