@@ -556,4 +556,32 @@ mod tests {
         assert!(!heard.is_leader && heard.term >= term, "{heard:?}");
         assert_eq!(world.settle().await, Ok(()));
     }
+
+    /// Leadership that is lost and won again between two looks is still a change: what could not
+    /// be stored in between was dropped, and the nodes must say it again.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_elected_again_at_once_loses_no_report() {
+        let mut world = World::new(Plan::new(3)).await;
+        world.create_service().await;
+        let id = *world.known.keys().next().expect("it was created");
+        let version = world.group.committed().service(id).expect("stored").meta.spec_version;
+        let spec = Arc::new(spec("s1".into(), 8, "app:1"));
+        assert!(world.write(Change::UpdateService { id, expect: version, spec }).await);
+        world.known.insert(id, 8);
+        assert_eq!(world.settle().await, Ok(()));
+        for offset in 0..60 {
+            let leader = world.group.leader().expect("calm");
+            let other = (leader + 1) % 3;
+            world.hosts[3].host.end_one(offset, 1);
+            world.hosts[4].host.end_one(offset, 1);
+            sleep(Duration::from_millis(offset)).await;
+            world.set_stopped(leader, true);
+            world.kill_daemon(other);
+            sleep(Duration::from_secs(1)).await;
+            world.set_stopped(leader, false);
+            sleep(Duration::from_millis(300)).await;
+            world.start_daemon(other);
+            assert_eq!(world.settle().await, Ok(()), "stopped after {offset} ms");
+        }
+    }
 }
