@@ -330,7 +330,9 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         let proposal = Proposal { time: self.clock.now(), atoms };
         match self.store.propose(proposal).await {
             Ok(Applied { .. }) => self.settle_inventories(),
-            Err(ProposeError::NotLeader { .. }) => {}
+            // Leadership may be back before the loop looks: that is a loss all the same, and the
+            // nodes repeat what was dropped here only in new sessions.
+            Err(ProposeError::NotLeader { leader }) => self.set_leading(false, leader),
             Err(error) => {
                 // The nodes repeat what was lost when their sessions start anew.
                 tracing::warn!(%error, "reports could not be stored, sessions start anew");
