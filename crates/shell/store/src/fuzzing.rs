@@ -7,7 +7,8 @@
 use bytes::Bytes;
 
 use crate::codec;
-use crate::wal::format::{HEADER_BYTES, Header, Record};
+use crate::seal::SALT_BYTES;
+use crate::wal::format::{HEADER_BYTES, Header, Previous, Record};
 
 /// Bytes as the record of a log's frame.
 pub fn log_record(bytes: &[u8]) {
@@ -59,5 +60,6 @@ pub fn log_seeds() -> Vec<Vec<u8>> {
         record.encode(&mut bytes);
         bytes
     };
-    records.iter().map(encoded).collect()
+    let header = Header { sequence: 2, previous: Previous::ValidTo(64), salt: [3; SALT_BYTES] };
+    records.iter().map(encoded).chain([header.encode().to_vec()]).collect()
 }
