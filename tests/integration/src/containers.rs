@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,17 +19,18 @@ use crate::host::Host;
 /// The tasks whose containers have a process on the host, by their full ids.
 ///
 /// # Errors
-/// When the host's daemon never began, so that its groups have no name.
+/// When the host's daemon never began, so that its groups have no name, or the kernel does not say
+/// what runs.
 pub fn containers(host: &Host) -> Result<BTreeSet<String>> {
     let path = host.data_dir().join("instance");
     let instance = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut found = BTreeSet::new();
-    for hierarchy in hierarchies() {
+    for hierarchy in hierarchies()? {
         let group = hierarchy.join("shoal").join(instance.trim());
-        for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for entry in folders(&group)? {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // The shims' own group stands beside those of the tasks.
-            if name.len() == TASK_ID_CHARACTERS && has_process(&entry.path()) {
+            if name.len() == TASK_ID_CHARACTERS && has_process(&entry)? {
                 found.insert(name);
             }
         }
@@ -37,20 +39,49 @@ pub fn containers(host: &Host) -> Result<BTreeSet<String>> {
 }
 
 /// All roots of control groups: one with version 2, one for each controller with version 1.
-fn hierarchies() -> Vec<PathBuf> {
+fn hierarchies() -> Result<Vec<PathBuf>> {
     let root = Path::new("/sys/fs/cgroup");
-    let below = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    below.filter(|path| path.is_dir()).chain([root.to_path_buf()]).collect()
+    let mut roots = folders(root)?;
+    roots.push(root.to_path_buf());
+    Ok(roots)
 }
 
 /// Whether a process is in the group or in one below it, which a container may make itself.
-fn has_process(group: &Path) -> bool {
-    let own = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    let below = fs::read_dir(group).into_iter().flatten().flatten();
-    !own.trim().is_empty()
-        || below
-            .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
-            .any(|e| has_process(&e.path()))
+fn has_process(group: &Path) -> Result<bool> {
+    let path = group.join("cgroup.procs");
+    let own = still_there(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    if own.is_some_and(|own| !own.trim().is_empty()) {
+        return Ok(true);
+    }
+    for below in folders(group)? {
+        if has_process(&below)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The folders in a folder; none when it is gone.
+fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = still_there(fs::read_dir(path)).with_context(|| path.display().to_string())?;
+    for entry in entries.into_iter().flatten() {
+        let Some(entry) = still_there(entry)? else { break };
+        if still_there(entry.file_type())?.is_some_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// A group may go away while it is looked at.
+fn still_there<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(NO_SUCH_DEVICE) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The tasks that ran on each host at one moment.
@@ -108,3 +139,5 @@ pub fn watched<T>(hosts: &[Host], act: impl FnOnce() -> Result<T>) -> Result<(Ve
 /// Shorter than anything starts and stops.
 const PERIOD: Duration = Duration::from_millis(20);
 const TASK_ID_CHARACTERS: usize = 25;
+/// What reading a file of a group that was just removed gives (ENODEV).
+const NO_SUCH_DEVICE: i32 = 19;

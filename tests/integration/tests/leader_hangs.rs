@@ -143,8 +143,16 @@ fn check_doubles(samples: &[Sample], slots: &BTreeMap<String, String>, hang: &Ha
 /// The containers of the other hosts ran in each sample: nobody stopped or replaced them.
 fn check_others_undisturbed(samples: &[Sample], before: &[Task], hung: &Host) {
     for task in before.iter().filter(|task| task.node != hung.name()) {
-        let missing = samples.iter().find(|sample| !sample.tasks[&task.node].contains(&task.id));
-        assert!(missing.is_none(), "{task:?} did not run all along: {missing:?}");
+        let is_missing = |sample: &&Sample| !sample.tasks[&task.node].contains(&task.id);
+        let missing: Vec<&Sample> = samples.iter().filter(is_missing).collect();
+        assert!(
+            missing.is_empty(),
+            "{task:?} did not run all along: not in {} of {} samples, first {:?}, last {:?}",
+            missing.len(),
+            samples.len(),
+            missing.first(),
+            missing.last()
+        );
     }
 }
 

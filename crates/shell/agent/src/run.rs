@@ -37,8 +37,6 @@ const UPDATES_MAX: usize = 1_024;
 const UPDATES_PER_TURN: usize = 512;
 /// Log uploads at a time.
 const UPLOADS_MAX: usize = 64;
-/// How long dialling and greeting may take.
-const GREETING_MAX: Millis = Millis::from_secs(10);
 /// Wait before containers are looked for again, when that failed at the start.
 const OBSERVE_RETRY: Millis = Millis::from_secs(1);
 
@@ -345,7 +343,7 @@ where
     }
 
     fn dial(&mut self, now: Millis) {
-        let until = Millis(now.0 + GREETING_MAX.0);
+        let until = Millis(now.0 + self.choice.patience().0);
         let Some(address) = self.choice.address() else {
             self.connection = Connection::Waiting { until };
             return;
@@ -413,6 +411,9 @@ where
     }
 
     fn hang_up(&mut self, why: &str) {
+        if let Connection::Up(session) = &mut self.connection {
+            self.choice.lost(std::mem::take(&mut session.address));
+        }
         let wait = self.choice.failed(&mut self.ids);
         tracing::debug!(why, "no session with a manager");
         let until = Millis(self.node.clock.monotonic().0 + wait.0);

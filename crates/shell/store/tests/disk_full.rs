@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -22,12 +23,20 @@ impl Small {
         Self(dir.to_owned())
     }
 
-    /// Leaves `mebibytes` free.
+    /// Leaves at most `mebibytes` free. The store may take space meanwhile, for its next segment:
+    /// what is free is looked at before each piece.
     fn fill(&self, mebibytes: u64) {
-        let stat = rustix::fs::statvfs(&self.0).unwrap();
-        let free = stat.f_bavail * stat.f_frsize;
-        let ballast = free.saturating_sub(mebibytes << 20);
-        std::fs::write(self.0.join("ballast"), vec![1; ballast as usize]).unwrap();
+        let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
+        loop {
+            let stat = rustix::fs::statvfs(&self.0).unwrap();
+            let surplus = (stat.f_bavail * stat.f_frsize).saturating_sub(mebibytes << 20);
+            let piece = vec![1; surplus.min(1 << 20) as usize];
+            match ballast.write_all(&piece) {
+                Ok(()) if surplus > 0 => {}
+                Ok(()) => break,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::StorageFull),
+            }
+        }
     }
 
     fn empty(&self) {
