@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::run;
 use crate::host::Host;
@@ -48,6 +48,13 @@ pub fn joined(managers: usize, workers: usize) -> Result<Lab> {
     }
     load_image(&lab)?;
     first.wait_for_nodes(managers + workers, LONG)?;
+    wait_until("all managers to vote", LONG, || {
+        let lines = first.shoal(&["node", "ls", "--format", "{{.ManagerStatus}}"])?.lines()?;
+        let voting = lines.iter().filter(|line| *line == "Leader" || *line == "Reachable");
+        let count = voting.count();
+        ensure!(count == managers, "{count} of {managers}");
+        Ok(true)
+    })?;
     Ok(lab)
 }
 

@@ -5,6 +5,7 @@
 //! Invariant: a plan never places more on a node than it has room for, counting the plan itself.
 //! Ask again: at once while a plan says there is more; else when a task or a node changes.
 
+mod ahead;
 mod filter;
 mod nodes;
 mod place;
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use state::{Author, Change, ChangeSet, Ctx, Decider, Event, Plan, Snapshot};
 use types::{NodeId, Revision, Service, ServiceId, ServiceMode, TaskId};
 
+use ahead::Ahead;
 use filter::{Filters, Misses};
 use nodes::Nodes;
 
@@ -73,6 +75,7 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
         reason::clear_settled(view, &BTreeSet::new(), &mut plan);
         return plan;
     }
+    let mut ahead = Ahead::new(view, view.pending_tasks());
     let mut nodes = Nodes::of(view);
     let mut filters = Filters::default();
     // Both are made once and large enough: growing them would cost more than the placing.
@@ -87,9 +90,7 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
         }
         let mut of_group =
             || queue.next_if(|(s, r, _)| (*s, *r) == (service, revision)).map(|(_, _, task)| task);
-        let (Some(service), Some(revision)) =
-            (view.service(service), view.revision(service, revision))
-        else {
+        let Some((service, revision)) = ahead.get((service, revision)) else {
             while of_group().is_some() {}
             continue; // the service is gone: the orchestrator deletes its tasks
         };

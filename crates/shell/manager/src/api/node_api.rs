@@ -77,8 +77,10 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         v1::NodeView {
             node: Some(node.into()),
             leader: raft_id.is_some() && raft_id == leader,
-            reachable: raft_id
-                .map(|id| id == self.store.raft_id() || member.is_some_and(|m| m.reachable)),
+            // One that does not vote yet is no manager to count on, wherever it is.
+            reachable: member
+                .filter(|member| member.voter)
+                .map(|member| member.raft_id == self.store.raft_id() || member.reachable),
             conditions: self.conditions_of(node).into_iter().map(|c| c.message).collect(),
             tasks: u64::from(view.usage(node.id).tasks),
         }
