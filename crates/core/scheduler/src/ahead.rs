@@ -1,7 +1,7 @@
 //! Reading ahead of the queue.
 //!
-//! Owns: finding the services and templates of the next groups, some dozens at a time. They lie all
-//! over the memory: looked at one after the other, each costs five waits for it; looked at
+//! Owns: finding the services and templates of the next groups, some dozens at a time. They lie
+//! all over the memory: looked at one after the other, each costs five waits for it; looked at
 //! together, the processor waits for many at once.
 //! Does not know: what is done with them. Invariant: what is given is what a look-up would give.
 
