@@ -71,3 +71,36 @@ typed_id!(/// Identity of a service.
     ServiceId);
 typed_id!(/// Identity of a task; also of its container.
     TaskId);
+typed_id!(/// Identity of a network.
+    NetworkId);
+
+impl NetworkId {
+    /// The predefined networks that every node has: the host's own, none at all, and the node's
+    /// default bridge. They are no objects of the store.
+    pub const HOST: Self = Self::predefined(1);
+    pub const NONE: Self = Self::predefined(2);
+    pub const BRIDGE: Self = Self::predefined(3);
+
+    const fn predefined(number: u128) -> Self {
+        match Id::from_u128(number) {
+            Some(id) => Self(id),
+            None => panic!("the number is not zero"),
+        }
+    }
+
+    /// `host`, `none` or `bridge`.
+    #[must_use]
+    pub fn from_predefined_name(name: &str) -> Option<Self> {
+        match name {
+            "host" => Some(Self::HOST),
+            "none" => Some(Self::NONE),
+            "bridge" => Some(Self::BRIDGE),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn is_predefined(self) -> bool {
+        [Self::HOST, Self::NONE, Self::BRIDGE].contains(&self)
+    }
+}

@@ -8,10 +8,12 @@ mod capability;
 mod check;
 mod cluster;
 mod constraint;
+mod directory;
 mod fault;
 mod ids;
 mod image_name;
 pub mod limits;
+mod network;
 mod node;
 mod service;
 mod spec;
@@ -21,9 +23,17 @@ pub use capability::{CAPABILITIES, Capability};
 pub use check::{check_cluster_spec, check_labels, check_node_spec};
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};
+pub use directory::{
+    DirectoryUpdate, EndpointPart, NetworkPart, OwnPart, PeerPart, PortPart, PublishMode,
+    ServicePart,
+};
 pub use fault::{ErrorCode, Fault};
-pub use ids::{ClusterId, NodeId, ServiceId, TaskId};
+pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
+pub use network::{
+    Attachment, Endpoint, EndpointMode, IpamPool, Network, NetworkDriver, NetworkSpec,
+    PortProtocol, Subnet, VirtualAddress,
+};
 pub use node::{
     Availability, Condition, ConditionCode, ManagerStatus, Node, NodeDescription, NodeRole,
     NodeSpec, NodeState, NodeStatus, Platform,

@@ -3,8 +3,7 @@
 //! Owns: names, labels, environment and limits of a task's container, as docker's users expect.
 //! Does not know: how a container is made. Invariant: a function of its arguments.
 
-use std::path::PathBuf;
-
+use ports::network::Attached;
 use ports::runtime::ContainerConfig;
 use types::{NodeId, ServiceId, Slot, TaskId, TaskSpec};
 
@@ -39,7 +38,7 @@ impl TaskIdentity {
 pub(crate) fn container_config(
     task: &TaskIdentity,
     spec: &TaskSpec,
-    netns: PathBuf,
+    network: Attached,
 ) -> ContainerConfig {
     let container = &spec.container;
     let id = task.id.to_string();
@@ -78,7 +77,9 @@ pub(crate) fn container_config(
         cpu_nanos: spec.limits.cpu_nanos,
         memory_bytes: spec.limits.memory_bytes,
         pids: spec.limits.pids,
-        netns,
+        netns: network.netns,
+        hosts: network.hosts,
+        resolv_conf: network.resolv_conf,
         log_file_bytes: LOG_FILE_BYTES,
         log_files: LOG_FILES,
     }

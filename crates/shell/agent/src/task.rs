@@ -10,7 +10,8 @@ use base::{Millis, Timestamp, chain};
 use futures::StreamExt;
 use lifecycle::{Observed, Step, Wanted, decide_failure, decide_step};
 use ports::Clock;
-use ports::runtime::{ContainerState, Network, PullItem, Runtime, RuntimeError};
+use ports::network::{ContainerNetwork, Network};
+use ports::runtime::{ContainerState, PullItem, Runtime, RuntimeError};
 use tokio::sync::{mpsc, watch};
 use types::{TaskId, TaskSpec, TaskState, TaskStatus};
 
@@ -156,8 +157,8 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
 
     /// Image and network at the same time, then the container.
     async fn prepare_all(&self) -> Result<(), RuntimeError> {
-        let id = self.id();
-        let attach = self.node.network.attach(&id);
+        let wanted = ContainerNetwork { id: self.id(), ..ContainerNetwork::default() };
+        let attach = self.node.network.attach(&wanted);
         let (image, netns) = tokio::join!(self.image(), attach);
         image?;
         let config = container_config(&self.identity, &self.spec, netns?);

@@ -25,7 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base::chain;
 use ipnet::Ipv4Net;
-use ports::runtime::{Network, RuntimeError};
+use ports::network::{Attached, ContainerNetwork, Drain, Network};
+use ports::runtime::RuntimeError;
+use types::DirectoryUpdate;
 
 use crate::namespace::{Namespaces, Opened};
 use crate::route::{Route, RouteSocket, TASK_LINK};
@@ -96,14 +98,22 @@ impl TaskNetwork {
 }
 
 impl Network for TaskNetwork {
-    async fn attach(&self, id: &str) -> Result<PathBuf, RuntimeError> {
-        check_id(id)?;
-        let (inner, id) = (Arc::clone(&self.inner), id.to_owned());
+    async fn update(&self, _update: DirectoryUpdate) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
+        check_id(&wanted.id)?;
+        let (inner, id) = (Arc::clone(&self.inner), wanted.id.clone());
         let _gate = self.inner.gate.lock().await;
         // A detach that failed or was given up no longer counts.
         self.inner.leaving().remove(&id);
-        blocking("attach the task to the network", move || inner.attach(&id)).await
+        let attach = move || inner.attach(&id);
+        let netns = blocking("attach the task to the network", attach).await?;
+        Ok(Attached { netns, ..Attached::default() })
     }
+
+    async fn drain(&self, _id: &str, _limit: Drain) {}
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         check_id(id)?;

@@ -8,6 +8,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
 
+fn wanted(id: &str) -> ContainerNetwork {
+    ContainerNetwork { id: id.to_owned(), ..ContainerNetwork::default() }
+}
+
 fn route(text: &str) -> Route {
     Route { destination: text.parse().unwrap(), link: 1 }
 }
@@ -144,14 +148,14 @@ fn tasks_reach_the_world_with_the_hosts_address() {
     on_host(async |beyond| {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir, "a").await;
-        let path = network.attach("task1").await.unwrap();
-        assert_eq!(path, network.attach("task1").await.unwrap());
+        let path = network.attach(&wanted("task1")).await.unwrap().netns;
+        assert_eq!(path, network.attach(&wanted("task1")).await.unwrap().netns);
         let server = beyond.serve();
         assert_eq!(ask(path.clone(), "192.0.2.1:80").unwrap(), "192.0.2.2");
         server.join().unwrap();
 
         // Tasks of one node see each other's own addresses; each has its loopback.
-        let other = network.attach("task2").await.unwrap();
+        let other = network.attach(&wanted("task2")).await.unwrap().netns;
         let addresses = addresses_of(&network);
         assert_eq!(addresses.len(), 2);
         let (target, port) = (other.clone(), 8080);
@@ -186,8 +190,8 @@ fn a_new_daemon_keeps_and_repairs() {
     on_host(async |beyond| {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir, "a").await;
-        let kept = network.attach("kept").await.unwrap();
-        network.attach("gone").await.unwrap();
+        let kept = network.attach(&wanted("kept")).await.unwrap().netns;
+        network.attach(&wanted("gone")).await.unwrap().netns;
         let before = addresses_of(&network);
         drop(network);
 
@@ -201,7 +205,7 @@ fn a_new_daemon_keeps_and_repairs() {
         let links = network.inner.socket().links().unwrap();
         let link = links.iter().find(|link| link.alias == alias).unwrap().index;
         network.inner.socket().delete_link(link).unwrap();
-        assert_eq!(network.attach("kept").await.unwrap(), kept);
+        assert_eq!(network.attach(&wanted("kept")).await.unwrap().netns, kept);
         let server = beyond.serve();
         assert_eq!(ask(kept, "192.0.2.1:80").unwrap(), "192.0.2.2");
         server.join().unwrap();
@@ -214,7 +218,10 @@ fn removal_leaves_nothing_and_spares_others() {
     on_host(async |_beyond| {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (a, b) = (open(&one, "a").await, open(&two, "b").await);
-        let (first, second) = (a.attach("same").await.unwrap(), b.attach("same").await.unwrap());
+        let (first, second) = (
+            a.attach(&wanted("same")).await.unwrap().netns,
+            b.attach(&wanted("same")).await.unwrap().netns,
+        );
         assert_ne!(addresses_of(&a), addresses_of(&b), "no address is given twice");
         a.detach("same").await.unwrap();
         a.detach("same").await.unwrap();
@@ -240,7 +247,7 @@ fn a_link_without_a_namespace_is_removed() {
     on_host(async |_beyond| {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir, "a").await;
-        let path = network.attach("lost").await.unwrap();
+        let path = network.attach(&wanted("lost")).await.unwrap().netns;
         // A process holds the namespace, its mount is gone: a crash half-way through a removal.
         let held = std::fs::File::open(&path).unwrap();
         network.inner.namespaces.remove("lost").unwrap();
@@ -257,7 +264,7 @@ fn removal_reaches_the_mount_namespaces_of_shims() {
     on_host(async |_beyond| {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir, "a").await;
-        let path = network.attach("task").await.unwrap();
+        let path = network.attach(&wanted("task")).await.unwrap().netns;
         let (ready, wait) = std::sync::mpsc::sync_channel(0);
         let (go, gone) = std::sync::mpsc::sync_channel(0);
         let shim = std::thread::spawn(move || {
@@ -289,7 +296,7 @@ fn many_tasks_are_attached_and_removed() {
         let network = open(&dir, "a").await;
         let begin = std::time::Instant::now();
         for number in 0..40 {
-            network.attach(&format!("task{number}")).await.unwrap();
+            network.attach(&wanted(&format!("task{number}"))).await.unwrap();
         }
         let attached = begin.elapsed();
         let mut addresses = addresses_of(&network);

@@ -7,10 +7,12 @@
 pub mod changes;
 pub mod clock;
 pub mod link;
+pub mod network;
 pub mod runtime;
 pub mod store;
 
 pub use changes::{Batch, ChangeLog, Cursor};
 pub use clock::Clock;
 pub use link::{Link, LinkError, SessionDialer};
+pub use network::{Attached, ContainerNetwork, Drain, HostPort, Network};
 pub use store::{Applied, Leadership, ProposeError, Store};

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 
@@ -48,6 +49,10 @@ pub struct ContainerConfig {
     pub pids: u64,
     /// Network namespace to join, e.g. `/run/shoal/netns/<id>`; made and removed by the agent.
     pub netns: PathBuf,
+    /// Lines for `/etc/hosts` after those of the loopback.
+    pub hosts: Vec<(IpAddr, String)>,
+    /// `/etc/resolv.conf`; `None`: the host's, without its loopback resolvers.
+    pub resolv_conf: Option<String>,
     /// Size of one log file and how many are kept, the current one included.
     pub log_file_bytes: u64,
     pub log_files: u32,
@@ -257,17 +262,4 @@ pub trait Runtime: Send + Sync + 'static {
 pub enum PullItem {
     Progress(ImageProgress),
     Done(ImageRecord),
-}
-
-/// Port to the network of one node's tasks.
-pub trait Network: Send + Sync + 'static {
-    /// Makes the task's network namespace with loopback and one interface with outgoing access,
-    /// and returns its path. Does nothing when it is there already.
-    fn attach(&self, id: &str) -> impl Future<Output = Result<PathBuf, RuntimeError>> + Send;
-
-    /// Removes the namespace and its interface. What is not there is not an error.
-    fn detach(&self, id: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
-
-    /// The tasks that have a namespace here.
-    fn observe(&self) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
 }

@@ -175,11 +175,15 @@ fn write_files(
     }
     // The container's root directory takes its mode from the upper one.
     fs::set_permissions(dir.join("upper"), fs::Permissions::from_mode(0o755))?;
-    let addresses = addresses_in(&config.netns)?;
+    let hosts = match config.hosts.is_empty() {
+        true => own_lines(&config.hostname, &config.netns)?,
+        false => config.hosts.clone(),
+    };
+    let resolv_conf = config.resolv_conf.clone().unwrap_or_else(hostfiles::resolv_conf);
     for (name, text) in [
-        ("hosts", hostfiles::hosts(&config.hostname, &addresses)),
+        ("hosts", hostfiles::hosts(&hosts)),
         ("hostname", format!("{}\n", config.hostname)),
-        ("resolv.conf", hostfiles::resolv_conf()),
+        ("resolv.conf", resolv_conf),
     ] {
         let path = dir.join(name);
         fs::write(&path, text)?;
@@ -187,6 +191,12 @@ fn write_files(
     }
     fs::write(dir.join(files::LAUNCH), serde_json::to_vec(launch)?)?;
     fs::write(dir.join(RECORD), serde_json::to_vec(record)?)
+}
+
+/// The host name with the addresses of its network namespace.
+fn own_lines(hostname: &str, netns: &Path) -> io::Result<Vec<(IpAddr, String)>> {
+    let addresses = addresses_in(netns)?.into_iter();
+    Ok(addresses.map(|address| (address, hostname.to_owned())).collect())
 }
 
 /// Addresses of a network namespace, but for loopback and link-local ones.

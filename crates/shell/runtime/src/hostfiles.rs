@@ -8,8 +8,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-/// `/etc/hosts` of a container with these addresses.
-pub(crate) fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+/// `/etc/hosts` of a container with these lines.
+pub(crate) fn hosts(lines: &[(IpAddr, String)]) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -18,8 +18,8 @@ pub(crate) fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
          ff02::1\tip6-allnodes\n\
          ff02::2\tip6-allrouters\n",
     );
-    for address in addresses {
-        text.push_str(&format!("{address}\t{hostname}\n"));
+    for (address, name) in lines {
+        text.push_str(&format!("{address}\t{name}\n"));
     }
     text
 }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_host_name_leads_to_the_container() {
-        let text = hosts("web", &["172.17.0.2".parse().unwrap()]);
+        let text = hosts(&[("172.17.0.2".parse().unwrap(), "web".to_owned())]);
         assert!(text.contains("172.17.0.2\tweb\n"), "{text}");
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"), "{text}");
     }

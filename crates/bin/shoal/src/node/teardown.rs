@@ -4,7 +4,8 @@
 //! Does not know: the membership. Invariant: while a container is there, nothing that it or the
 //! next daemon needs is touched.
 
-use ports::runtime::{Network as _, Runtime as _};
+use ports::network::Network as _;
+use ports::runtime::Runtime as _;
 
 use super::Node;
 

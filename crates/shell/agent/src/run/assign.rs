@@ -4,7 +4,8 @@
 //! Does not know: how a task is run. Invariant: nothing is acted on before it is on disk.
 
 use lifecycle::{Observed, Wanted};
-use ports::runtime::{Network, Runtime};
+use ports::network::Network;
+use ports::runtime::Runtime;
 use ports::{Clock, SessionDialer};
 use types::TaskId;
 use wire::agent_v1::StoredTask;

@@ -5,7 +5,8 @@
 //! Invariant: a comparison comes with the bound of its error, which is half of the round trip.
 
 use base::Millis;
-use ports::runtime::{Network, Runtime};
+use ports::network::Network;
+use ports::runtime::Runtime;
 use ports::{Clock, SessionDialer};
 use wire::v1::node_message::Message as Out;
 use wire::v1::{self, ManagerMessage, NodeMessage};

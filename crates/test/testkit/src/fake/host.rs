@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use base::{IdSource, Millis, Timestamp};
 use bytes::Bytes;
 use futures::stream;
+use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::{
     BoxStream, ContainerConfig, ContainerObservation, ContainerState, Exit, ImageRecord, LogLine,
-    LogOptions, Network, PullItem, RegistryAuth, Runtime, RuntimeError,
+    LogOptions, PullItem, RegistryAuth, Runtime, RuntimeError,
 };
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
+use types::DirectoryUpdate;
 
 use super::Gate;
 
@@ -277,10 +279,20 @@ impl Runtime for Host {
 }
 
 impl Network for Host {
-    async fn attach(&self, id: &str) -> Result<PathBuf, RuntimeError> {
+    async fn update(&self, _update: DirectoryUpdate) -> Result<(), RuntimeError> {
+        self.work(1).await;
+        Ok(())
+    }
+
+    async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
         self.work(5).await;
-        self.lock().networks.insert(id.to_owned(), ());
-        Ok(PathBuf::from(format!("/netns/{id}")))
+        self.lock().networks.insert(wanted.id.clone(), ());
+        let netns = PathBuf::from(format!("/netns/{}", wanted.id));
+        Ok(Attached { netns, host_ports: wanted.host_ports.clone(), ..Attached::default() })
+    }
+
+    async fn drain(&self, _id: &str, limit: Drain) {
+        self.work(limit.min.0).await;
     }
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
