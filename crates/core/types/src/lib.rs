@@ -31,7 +31,7 @@ pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
 pub use network::{
-    Attachment, Endpoint, EndpointMode, IpamPool, Network, NetworkDriver, NetworkSpec,
+    Attachment, Endpoint, EndpointMode, IpamPool, Network, NetworkDriver, NetworkSpec, PortBinding,
     PortProtocol, Subnet, VirtualAddress,
 };
 pub use node::{

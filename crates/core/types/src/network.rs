@@ -200,6 +200,15 @@ impl PortProtocol {
     }
 }
 
+/// A port of a node, as it must be kept from the node's own programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortBinding {
+    pub protocol: PortProtocol,
+    pub port: u16,
+    /// `None`: on all addresses of the node, of both families.
+    pub address: Option<IpAddr>,
+}
+
 /// The virtual addresses of a service on one network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VirtualAddress {
