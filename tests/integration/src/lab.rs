@@ -18,6 +18,8 @@ use crate::host::Host;
 pub struct Lab {
     switch: String,
     hosts: Vec<Host>,
+    /// A host on the same network that never has a daemon.
+    client: Option<Host>,
     folder: TempDir,
 }
 
@@ -35,13 +37,33 @@ impl Lab {
         let folder = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
         let switch = format!("{name}-switch");
         tool("ip", &["netns", "add", &switch])?;
-        let mut lab = Self { switch, hosts: Vec::new(), folder };
+        let mut lab = Self { switch, hosts: Vec::new(), client: None, folder };
         tool("ip", &["-n", &lab.switch, "link", "add", "br0", "type", "bridge"])?;
         tool("ip", &["-n", &lab.switch, "link", "set", "br0", "up"])?;
         for index in 1..=count {
             lab.add_host(&name, index)?;
         }
         Ok(lab)
+    }
+
+    /// Adds a host outside of every cluster.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn add_client(&mut self) -> Result<()> {
+        let name = self.switch.trim_end_matches("-switch").to_owned();
+        self.add_host(&name, CLIENT)?;
+        self.client = self.hosts.pop();
+        Ok(())
+    }
+
+    /// The host outside of the cluster.
+    ///
+    /// # Panics
+    /// When none was added.
+    #[must_use]
+    pub fn client(&self) -> &Host {
+        self.client.as_ref().expect("add_client was called")
     }
 
     fn add_host(&mut self, name: &str, index: usize) -> Result<()> {
@@ -64,6 +86,8 @@ impl Lab {
         tool("ip", &[&add[..], &["peer", "name", "eth0", "netns", ns]].concat())?;
         tool("ip", &["-n", &self.switch, "link", "set", &port, "master", "br0", "up"])?;
         tool("ip", &["-n", ns, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        let v6 = format!("{}/64", v6_address(index));
+        tool("ip", &["-n", ns, "addr", "add", &v6, "dev", "eth0", "nodad"])?;
         tool("ip", &["-n", ns, "link", "set", "eth0", "up"])?;
         Ok(())
     }
@@ -97,7 +121,7 @@ impl Drop for Lab {
             host.kill_quietly();
         }
         cleanup::everything_below(self.folder.path());
-        for host in &self.hosts {
+        for host in self.hosts.iter().chain(&self.client) {
             cleanup::namespace(host.namespace());
         }
         cleanup::namespace(&self.switch);
@@ -127,5 +151,13 @@ pub fn program(name: &str, variable: &str, is_static: bool) -> Result<PathBuf> {
     }
     Ok(path)
 }
+
+/// The IPv6 address of a host, beside its other one.
+pub(crate) fn v6_address(index: usize) -> String {
+    format!("fd54:5348::{index}")
+}
+
+/// The number of the host outside of the cluster.
+const CLIENT: usize = 200;
 
 static COUNTER: AtomicU32 = AtomicU32::new(1);

@@ -14,6 +14,7 @@ mod fixture;
 mod host;
 mod lab;
 mod leftovers;
+mod traffic;
 mod wait;
 
 pub use callers::{Callers, Target, client_hello};
@@ -23,4 +24,5 @@ pub use fixture::{IMAGE, Task, booted, joined, load_image, running};
 pub use host::{Host, Usage};
 pub use lab::{Lab, program};
 pub use leftovers::{Leftovers, cgroups};
+pub use traffic::{Seen, ask_tcp, ask_udp, in_namespace};
 pub use wait::{LONG, SHORT, wait_for, wait_until};

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cli::{DaemonArgs, LogFormat};
-use network::TaskNetwork;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use runtime::ContainerRuntime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::instance::{Instance, private_dir};
 use crate::local::LocalApi;
+use crate::networks::NodeNetwork;
 use crate::node::Node;
 use crate::socket;
 
@@ -65,16 +65,11 @@ async fn run(config: Config) -> Result<()> {
     })
     .await
     .context("containers")?;
-    let tasks = TaskNetwork::open(network::NetworkOptions {
-        run_dir: config.run_dir.clone(),
-        instance_id: instance.id.clone(),
-        subnet: None,
-    })
-    .await
-    .context("network")?;
+    let tasks = NodeNetwork::open(&config, &instance.id).await?;
     let socket_path = config.run_dir.join("shoal.sock");
     let listener = socket::bind(&socket_path)?;
     let node = Arc::new(Node::new(config, containers, tasks)?);
+    let (stop_keeping, keeping) = node.keep_networks();
     let describing = tokio::spawn(Arc::clone(&node).keep_described());
     let control = ControlServer::new(Gate { node: Arc::clone(&node) })
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
@@ -103,6 +98,8 @@ async fn run(config: Config) -> Result<()> {
     resuming.abort();
     describing.abort();
     node.stop().await;
+    stop_keeping.send_replace(true);
+    let _ = keeping.await;
     serving.abort();
     node.release_all().await;
     let _ = std::fs::remove_file(&socket_path);

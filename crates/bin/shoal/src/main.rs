@@ -1,7 +1,7 @@
-//! One binary: daemon, command line and container shim.
+//! One binary: daemon, command line, container shim, and what keeps names while it is away.
 //!
 //! Owns: which of them this process is, and the wiring of the daemon.
-//! Does not know: business rules. Invariant: the shim branches off before any thread exists.
+//! Does not know: business rules. Invariant: the small processes branch off before any thread exists.
 
 mod address;
 mod clock;
@@ -13,6 +13,7 @@ mod instance;
 mod join;
 mod local;
 mod manager_part;
+mod networks;
 mod node;
 mod settings;
 mod socket;
@@ -37,6 +38,7 @@ const BUILD: Build = Build {
 
 fn main() -> ExitCode {
     shim::run_if_shim();
+    netd::run_if_netd();
     match cli::parse(BUILD) {
         Ok(Invocation::Daemon(args)) => match daemon::main(&args) {
             Ok(()) => ExitCode::SUCCESS,

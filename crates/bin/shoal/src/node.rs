@@ -16,7 +16,6 @@ use std::time::Duration;
 use agent::{Agent, AgentHandle, GrpcDialer, NodeOrders, TaskDb};
 use anyhow::{Context, Result};
 use base::IdSource;
-use network::TaskNetwork;
 use pki::files::Stored;
 use pki::{IdentityFiles, JoinToken, NodeKey, NodeTls};
 use ports::Clock;
@@ -39,6 +38,7 @@ use crate::describe::Machine;
 use crate::instance;
 use crate::join;
 use crate::manager_part::{Api, ManagerPart, Parts};
+use crate::networks::NodeNetwork;
 use crate::settings::{Settings, SwarmDir};
 use checks::{check_free, check_leave, with_ports};
 use found::InitPlan;
@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub config: Config,
     pub machine: Machine,
     pub runtime: ContainerRuntime,
-    network: TaskNetwork,
+    network: NodeNetwork,
     dir: SwarmDir,
     ids: std::sync::Mutex<IdSource>,
     clock: SystemClock,
@@ -109,7 +109,7 @@ impl Node {
     pub(crate) fn new(
         config: Config,
         runtime: ContainerRuntime,
-        network: TaskNetwork,
+        network: NodeNetwork,
     ) -> Result<Self> {
         let machine = Machine::read();
         let description = machine.description(&config.hostname, &config.labels, Vec::new());

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use state::Snapshot;
-use types::{NodeId, ServiceId, TaskId, TaskState};
+use types::{NodeId, ServiceId, Task, TaskId, TaskState};
 
 /// What one session was told.
 #[derive(Debug, Default)]
@@ -32,8 +32,14 @@ impl Difference {
 }
 
 impl Told {
-    /// Computes the difference and counts it as told.
-    pub fn update(&mut self, view: &Snapshot, node: NodeId) -> Difference {
+    /// Computes the difference and counts it as told. `holds` says of a task that the node was told
+    /// to run whether its stop is held back; then the node is not told of it yet.
+    pub fn update(
+        &mut self,
+        view: &Snapshot,
+        node: NodeId,
+        mut holds: impl FnMut(&Task) -> bool,
+    ) -> Difference {
         let mut difference = Difference::default();
         let mut seen = BTreeSet::new();
         for task in view.tasks_on_node(node) {
@@ -41,9 +47,17 @@ impl Told {
                 continue; // a global task whose node is not confirmed yet
             }
             seen.insert(task.id);
-            if self.tasks.insert(task.id, task.desired) == Some(task.desired) {
+            let told = self.tasks.get(&task.id).copied();
+            if told == Some(task.desired) {
                 continue;
             }
+            let leaves = told.is_some_and(|told| told <= TaskState::Running)
+                && task.desired > TaskState::Running
+                && task.status.state == TaskState::Running;
+            if leaves && holds(task) {
+                continue;
+            }
+            self.tasks.insert(task.id, task.desired);
             let key = (task.service, task.revision);
             if view.revision(key.0, key.1).is_some() && self.revisions.insert(key) {
                 difference.revisions.push(key);
@@ -77,21 +91,33 @@ mod tests {
     fn a_session_learns_of_its_tasks_once() {
         let view = fixture(BASE).view;
         let mut told = Told::default();
-        let first = told.update(&view, node_id("a"));
+        let first = told.update(&view, node_id("a"), |_| false);
         assert_eq!((first.tasks.len(), first.revisions.len(), first.removed.len()), (2, 1, 0));
-        assert!(told.update(&view, node_id("a")).is_empty());
+        assert!(told.update(&view, node_id("a"), |_| false).is_empty());
     }
 
     #[test]
     fn changed_desires_and_deleted_tasks_are_told() {
         let mut told = Told::default();
-        told.update(&fixture(BASE).view, node_id("a"));
+        told.update(&fixture(BASE).view, node_id("a"), |_| false);
         let changed = BASE.replace("@a running", "@a running desired=shutdown").replace(
             "task web.3 @a failed desired=shutdown",
             "task web.3 @b failed desired=shutdown",
         );
-        let difference = told.update(&fixture(&changed).view, node_id("a"));
+        let difference = told.update(&fixture(&changed).view, node_id("a"), |_| false);
         assert_eq!((difference.tasks.len(), difference.removed.len()), (1, 1));
         assert!(difference.revisions.is_empty());
+    }
+    #[test]
+    fn a_stop_that_is_held_back_is_told_once_it_is_let_go() {
+        let mut told = Told::default();
+        told.update(&fixture(BASE).view, node_id("a"), |_| true);
+        let leaving = BASE.replace("@a running", "@a running desired=shutdown");
+        let view = fixture(&leaving).view;
+        assert!(told.update(&view, node_id("a"), |_| true).is_empty());
+        assert_eq!(told.update(&view, node_id("a"), |_| false).tasks.len(), 1);
+        // A new session does not know that it ran: its node does, and stops it.
+        let mut anew = Told::default();
+        assert_eq!(anew.update(&view, node_id("a"), |_| true).tasks.len(), 2);
     }
 }

@@ -1,18 +1,23 @@
 //! What a node should be told, and whether it is alive.
 //!
 //! Owns: the difference between what a node was told and what it should know, the deadlines of
-//! heartbeats, whose clock differs, and what becomes of the tasks of nodes that are gone.
+//! heartbeats, whose clock differs, what nodes know of their networks, which stops are held back
+//! for it, and what becomes of the tasks of nodes that are gone.
 //! Does not know: streams, sessions, who is connected how.
 //! Invariant: a node is told of every task that names it, until the task is deleted.
 
 mod assign;
 mod clocks;
+mod departures;
+mod directory;
 mod liveness;
 mod lost;
 mod orphans;
 
 pub use assign::{Difference, Told};
 pub use clocks::{Clocks, Reading, Verdict};
+pub use departures::{Departures, Overdue};
+pub use directory::{Directory, Heard};
 pub use liveness::Liveness;
 pub use lost::lost_tasks;
 pub use orphans::Orphans;

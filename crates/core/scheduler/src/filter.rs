@@ -25,6 +25,7 @@ pub(crate) struct Misses {
     pub resources: usize,
     pub constraints: usize,
     pub platform: usize,
+    pub host_ports: usize,
     pub max_replicas: usize,
 }
 
@@ -41,6 +42,10 @@ impl Misses {
                 format!("scheduling constraints not satisfied on {}", nodes(self.constraints)),
             ),
             (self.platform, format!("unsupported platform on {}", nodes(self.platform))),
+            (
+                self.host_ports,
+                format!("host-mode port already in use on {}", nodes(self.host_ports)),
+            ),
             (
                 self.max_replicas,
                 format!("max replicas per node limit exceed on {}", nodes(self.max_replicas)),

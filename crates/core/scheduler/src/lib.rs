@@ -9,6 +9,7 @@ mod ahead;
 mod filter;
 mod nodes;
 mod place;
+mod ports;
 mod reason;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use types::{NodeId, Revision, Service, ServiceId, ServiceMode, TaskId};
 use ahead::Ahead;
 use filter::{Filters, Misses};
 use nodes::Nodes;
+use ports::HostPorts;
 
 /// Tasks that one plan places at most: a log entry of some 600 KB.
 pub const PLACEMENTS_PER_PLAN_MAX: usize = 20_000;
@@ -46,7 +48,7 @@ impl Decider for Scheduler {
                 view.pending_count() > 0
                     || view.service(*service).is_some_and(|service| reason::stands(service))
             }
-            Event::Cluster => false,
+            Event::Cluster | Event::Network(_) => false,
         };
         if concerns {
             dirty.insert(());
@@ -78,6 +80,7 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
     let mut ahead = Ahead::new(view, view.pending_tasks());
     let mut nodes = Nodes::of(view);
     let mut filters = Filters::default();
+    let mut ports = HostPorts::default();
     // Both are made once and large enough: growing them would cost more than the placing.
     let most = limit.min(view.pending_count());
     let mut pairs: Vec<(TaskId, NodeId)> = Vec::with_capacity(most);
@@ -101,7 +104,7 @@ pub fn decide_queue(ctx: &mut Ctx<'_>, limit: usize) -> Plan {
         tasks.extend(std::iter::from_fn(&mut of_group).take(room));
         let group = Group { service, revision, tasks: &tasks };
         if let Some((count, misses)) =
-            decide_group(view, &group, &mut nodes, &mut filters, &mut pairs)
+            decide_group(view, &group, &mut nodes, &mut filters, &mut ports, &mut pairs)
         {
             // What one replica lacks, the others lack too.
             let others = std::iter::from_fn(of_group).count();
@@ -124,11 +127,12 @@ fn decide_group(
     group: &Group<'_>,
     nodes: &mut Nodes<'_>,
     filters: &mut Filters,
+    ports: &mut HostPorts,
     pairs: &mut Vec<(TaskId, NodeId)>,
 ) -> Option<(usize, Misses)> {
     let allowed = filters.of(nodes, group.revision);
     if group.service.spec.mode == ServiceMode::Global {
-        return place::confirm(view, group, nodes, &allowed, pairs);
+        return place::confirm(view, group, nodes, &allowed, ports, pairs);
     }
-    place::spread(view, group, nodes, filters, &allowed, pairs)
+    place::spread(view, group, nodes, filters, &allowed, ports, pairs)
 }

@@ -14,6 +14,7 @@ use types::{Labels, NodeId, TaskId, TaskState};
 use crate::Group;
 use crate::filter::{Allowed, Filters, Misses};
 use crate::nodes::{Nodes, value_at};
+use crate::ports::HostPorts;
 
 /// A node's place in the order, packed so that one comparison of integers decides; the least goes
 /// first. From the highest bit: whether a task of this very template was rejected or failed there,
@@ -52,6 +53,7 @@ pub(crate) fn confirm(
     group: &Group<'_>,
     nodes: &mut Nodes<'_>,
     allowed: &Allowed,
+    ports: &mut HostPorts,
     pairs: &mut Vec<(TaskId, NodeId)>,
 ) -> Option<(usize, Misses)> {
     let held = &group.revision.spec.reservations;
@@ -61,7 +63,13 @@ pub(crate) fn confirm(
         let at = nodes.number(node);
         match at.map(|at| (at, &nodes.list[at])) {
             Some((at, candidate)) if allowed.nodes[at] && candidate.has_room(held) => {
+                if !ports.free(view, nodes, group.revision, at) {
+                    misses.host_ports += 1;
+                    count += 1;
+                    continue;
+                }
                 nodes.place(at, held);
+                ports.take(group.revision, at);
                 pairs.push((*task, node));
                 continue;
             }
@@ -81,6 +89,7 @@ pub(crate) fn spread(
     nodes: &mut Nodes<'_>,
     filters: &mut Filters,
     allowed: &Allowed,
+    ports: &mut HostPorts,
     pairs: &mut Vec<(TaskId, NodeId)>,
 ) -> Option<(usize, Misses)> {
     let spec = &group.revision.spec;
@@ -89,6 +98,7 @@ pub(crate) fn spread(
     if fresh
         && images.uniform
         && spec.placement.spread.is_empty()
+        && group.revision.host_ports.is_empty()
         && group.tasks.len() * 2 <= allowed.count
         && walk(group, nodes, allowed, pairs)
     {
@@ -97,10 +107,15 @@ pub(crate) fn spread(
     let mut tree = plant(view, group, nodes, allowed, &images.has);
     let mut misses = allowed.misses;
     for (done, task) in group.tasks.iter().enumerate() {
-        let Some(at) = tree.place(|rank| fits(group, nodes, rank, &mut misses)) else {
+        let fits = |rank: Rank| {
+            fits(group, nodes, rank, &mut misses)
+                && free(view, group, nodes, ports, rank, &mut misses)
+        };
+        let Some(at) = tree.place(fits) else {
             return Some((group.tasks.len() - done, misses));
         };
         nodes.place(at, &spec.reservations);
+        ports.take(group.revision, at);
         pairs.push((*task, nodes.list[at].node.id));
     }
     None
@@ -145,6 +160,20 @@ fn fits(group: &Group<'_>, nodes: &Nodes<'_>, rank: Rank, misses: &mut Misses) -
         return false;
     }
     true
+}
+
+/// A node whose ports are taken is counted and not looked at again.
+fn free(
+    view: &Snapshot,
+    group: &Group<'_>,
+    nodes: &Nodes<'_>,
+    ports: &mut HostPorts,
+    rank: Rank,
+    misses: &mut Misses,
+) -> bool {
+    let free = ports.free(view, nodes, group.revision, rank.at());
+    misses.host_ports += usize::from(!free);
+    free
 }
 
 /// A small group of a service that has nothing yet: the least loaded nodes that fit, one task each.

@@ -35,6 +35,17 @@ pub const CERTIFICATE_EXPIRY_MAX: Millis = Millis::from_secs(10 * 365 * 86_400);
 /// Dispatcher heartbeat: shorter costs managers, longer delays every repair.
 pub const HEARTBEAT_MIN: Millis = Millis(500);
 pub const HEARTBEAT_MAX: Millis = Millis::from_secs(300);
+/// A node beats at least this often, whatever the heartbeat, so that it can be suspected in time.
+pub const BEAT_PERIOD_MAX: Millis = Millis::from_secs(1);
+/// Silence after which a node is suspected: its tasks get no new connections, as long as others
+/// can take them.
+pub const SUSPICION_PERIOD: Millis = Millis::from_secs(3);
+/// A stop is held back at most this long for nodes that still send to the task.
+pub const DEPARTURE_WAIT_MAX: Millis = Millis::from_secs(2);
+/// Open connections of a task that leaves are waited for at most this long.
+pub const DRAIN_LIMIT_DEFAULT: Millis = Millis::from_secs(5);
+/// Seconds for which an address of a task may be kept by who asked for its name.
+pub const TASK_NAME_TTL: Millis = Millis::from_secs(1);
 /// Task history per slot: more makes every list slow.
 pub const TASK_HISTORY_MAX: i64 = 1_000;
 /// Text of a task's error or message that goes through the store.

@@ -143,10 +143,23 @@ pub enum ConditionCode {
     DiskFull = 2,
     /// A manager whose store has stopped: only a restart of its daemon helps.
     StoreStopped = 3,
+    /// A program of the host holds a published port: the node does not publish it.
+    PortTaken = 4,
+    /// Rules of somebody else drop what the mesh or the data path needs.
+    FirewallDrops = 5,
+    /// Connections are about to find no room in the kernel's table.
+    ConntrackFull = 6,
 }
 
 impl ConditionCode {
-    pub const ALL: [Self; 3] = [Self::ClockOff, Self::DiskFull, Self::StoreStopped];
+    pub const ALL: [Self; 6] = [
+        Self::ClockOff,
+        Self::DiskFull,
+        Self::StoreStopped,
+        Self::PortTaken,
+        Self::FirewallDrops,
+        Self::ConntrackFull,
+    ];
 
     #[must_use]
     pub fn from_number(number: i32) -> Option<Self> {

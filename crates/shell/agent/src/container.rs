@@ -3,9 +3,11 @@
 //! Owns: names, labels, environment and limits of a task's container, as docker's users expect.
 //! Does not know: how a container is made. Invariant: a function of its arguments.
 
-use ports::network::Attached;
+use base::Millis;
+use ports::network::{Attached, ContainerNetwork, Drain, HostPort};
 use ports::runtime::ContainerConfig;
-use types::{NodeId, ServiceId, Slot, TaskId, TaskSpec};
+use types::{Attachment, Fault, NodeId, ServiceId, Slot, TaskId, TaskSpec};
+use wire::v1;
 
 /// Bytes of one log file, and how many are kept.
 const LOG_FILE_BYTES: u64 = 10 * 1024 * 1024;
@@ -34,6 +36,63 @@ impl TaskIdentity {
     }
 }
 
+/// What a task's container sees of the network, and how it leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskNetworking {
+    pub container: ContainerNetwork,
+    /// `None`: nothing leads to it, so that it may be stopped at once.
+    pub drain: Option<Drain>,
+}
+
+impl TaskNetworking {
+    /// # Errors
+    /// When the assignment is not one that this version understands.
+    pub(crate) fn new(
+        task: &TaskIdentity,
+        spec: &TaskSpec,
+        assigned: Option<&v1::AssignedNetwork>,
+    ) -> Result<Self, Fault> {
+        let mut container = ContainerNetwork {
+            id: task.id.to_string(),
+            hostname: hostname(task, spec),
+            hosts: spec.container.hosts.clone(),
+            dns: spec.container.dns.clone().unwrap_or_default(),
+            ..ContainerNetwork::default()
+        };
+        let Some(assigned) = assigned else { return Ok(Self { container, drain: None }) };
+        for attachment in &assigned.attachments {
+            container.attachments.push(attachment.clone().try_into()?);
+        }
+        container.mesh = assigned.mesh.clone().map(TryInto::try_into).transpose()?;
+        for port in &assigned.host_ports {
+            let port: types::PortPart = port.clone().try_into()?;
+            container.host_ports.push(HostPort {
+                protocol: port.protocol,
+                target: port.target,
+                published: port.published,
+                host: port.host,
+            });
+        }
+        let (min, max) = (Millis(assigned.drain_min_ms), Millis(assigned.drain_max_ms));
+        let drain = (max > Millis::ZERO).then_some(Drain { min: min.min(max), max });
+        Ok(Self { container, drain })
+    }
+
+    /// It joins networks that the managers have to tell of first.
+    pub(crate) fn needs_directory(&self) -> bool {
+        let cluster = |attachment: &Attachment| !attachment.network.is_predefined();
+        self.container.mesh.is_some() || self.container.attachments.iter().any(cluster)
+    }
+}
+
+/// As the service wants it, else the beginning of the task's id, as docker does.
+fn hostname(task: &TaskIdentity, spec: &TaskSpec) -> String {
+    match spec.container.hostname.is_empty() {
+        true => task.id.to_string()[..HOSTNAME_CHARS].to_owned(),
+        false => spec.container.hostname.clone(),
+    }
+}
+
 /// The container of a task.
 pub(crate) fn container_config(
     task: &TaskIdentity,
@@ -59,7 +118,7 @@ pub(crate) fn container_config(
         vec![format!("SHOAL_TASK_NAME={}", task.name()), format!("SHOAL_NODE={}", task.node_name)];
     env.extend(container.env.iter().cloned());
     ContainerConfig {
-        hostname: text(&container.hostname).unwrap_or_else(|| id[..HOSTNAME_CHARS].to_owned()),
+        hostname: hostname(task, spec),
         id,
         name,
         image: container.image.clone(),

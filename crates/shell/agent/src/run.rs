@@ -7,6 +7,7 @@
 
 mod assign;
 mod beat;
+mod directory;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,13 +21,17 @@ use ports::runtime::Runtime;
 use ports::{Clock, Link, LinkError, SessionDialer};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use types::{Condition, NodeDescription, NodeId, NodeRole, TaskId, TaskState, TaskStatus};
+use types::{
+    Condition, DirectoryUpdate, NodeDescription, NodeId, NodeRole, TaskId, TaskState, TaskStatus,
+};
 use wire::agent_v1::{StoredNode, StoredTask};
 use wire::v1::manager_message::Message as In;
 use wire::v1::node_message::Message as Out;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
-use crate::container::TaskIdentity;
+use self::beat::beat_period;
+use self::directory::{Queue, carry_out};
+use crate::container::{TaskIdentity, TaskNetworking};
 use crate::db::{Batch, DbError, FORMAT, TaskDb};
 use crate::logs::{LogUplink, read_all};
 use crate::session::Choice;
@@ -104,6 +109,8 @@ struct Session {
     inventory_due: bool,
     /// Parts of a full set that has not arrived completely.
     partial: Vec<v1::Assignments>,
+    /// The same of an update of the directory.
+    directory: Option<DirectoryUpdate>,
 }
 
 /// The agent of one node.
@@ -124,6 +131,10 @@ pub struct Agent<R, N, C, D> {
     stored: StoredNode,
     choice: Choice,
     connection: Connection,
+    /// Updates of the directory that came in this process, and those on their way to the port.
+    directories: u64,
+    directory_queue: Arc<Queue>,
+    carried: watch::Receiver<u64>,
     /// Statuses that the current session has not been given.
     unreported: BTreeMap<TaskId, TaskStatus>,
     uploads: BTreeMap<Id, AbortHandle>,
@@ -166,12 +177,17 @@ where
             clock: options.clock,
             updates: updates_tx,
         };
+        let node = Arc::new(node);
+        let directory_queue = Arc::new(Queue::default());
+        let (carried_tx, carried) = watch::channel(0);
+        let mut loops = JoinSet::new();
+        loops.spawn(carry_out(Arc::clone(&node), Arc::clone(&directory_queue), carried_tx));
         let hostname = match stored.name.is_empty() {
             true => options.hostname,
             false => stored.name.clone(),
         };
         let agent = Self {
-            node: Arc::new(node),
+            node,
             dialer: Arc::new(options.dialer),
             db: options.db,
             ids: options.ids,
@@ -182,11 +198,14 @@ where
             orders,
             updates,
             tasks: BTreeMap::new(),
-            loops: JoinSet::new(),
+            loops,
             revisions: BTreeMap::new(),
             choice: Choice::new(stored.managers.clone()),
             stored,
             connection: Connection::Waiting { until: Millis::ZERO },
+            directories: 0,
+            directory_queue,
+            carried,
             unreported: BTreeMap::new(),
             uploads: BTreeMap::new(),
             upload_tasks: JoinSet::new(),
@@ -300,6 +319,13 @@ where
         };
         let status = stored.status.clone().and_then(|status| status.try_into().ok());
         let status = status.unwrap_or_else(|| assigned(self.node.clock.now()));
+        let network = match TaskNetworking::new(&identity, &spec, assignment.network.as_ref()) {
+            Ok(network) => network,
+            Err(fault) => {
+                tracing::error!(task.id = %id, %fault, "task that makes no sense passed over");
+                return;
+            }
+        };
         let wanted = wanted_of(assignment.desired);
         let (tx, rx) = watch::channel(wanted);
         self.loops.spawn(
@@ -309,6 +335,9 @@ where
                 spec,
                 status: status.clone(),
                 observed,
+                network,
+                // What it refers to came before it, in this session or in the one to come.
+                directory: (self.directories.max(1), self.carried.clone()),
                 wanted: rx,
             }
             .run(),
@@ -365,12 +394,13 @@ where
                     address,
                     link,
                     heartbeat,
-                    next_heartbeat: Millis(now.0 + heartbeat.0),
+                    next_heartbeat: Millis(now.0 + beat_period(heartbeat).0),
                     heard: now,
                     asked: None,
                     ahead: None,
                     inventory_due: true,
                     partial: Vec::new(),
+                    directory: None,
                 });
                 self.greet();
             }
@@ -441,6 +471,7 @@ where
             }
             Some(In::Directive(directive)) => self.direct(directive)?,
             Some(In::Assignments(assignments)) => self.assign(assignments)?,
+            Some(In::Directory(directory)) => self.take_directory(directory)?,
             Some(In::Subscribe(subscription)) => self.upload(subscription),
             Some(In::Unsubscribe(end)) => {
                 let upload = Id::from_bytes(&end.id).and_then(|id| self.uploads.remove(&id));
@@ -458,7 +489,8 @@ where
             && millis > 0
         {
             session.heartbeat = Millis(millis);
-            session.next_heartbeat = session.next_heartbeat.min(Millis(now.0 + millis));
+            let next = Millis(now.0 + beat_period(session.heartbeat).0);
+            session.next_heartbeat = session.next_heartbeat.min(next);
         }
     }
 
@@ -502,6 +534,7 @@ where
                     batch.put.push((id, task.stored.clone()));
                     self.unreported.insert(id, status);
                 }
+                Update::Programmed { epoch, index } => self.programmed(epoch, index),
                 Update::Forgotten(id) => {
                     self.tasks.remove(&id);
                     self.unreported.remove(&id);

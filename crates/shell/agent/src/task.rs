@@ -10,16 +10,18 @@ use base::{Millis, Timestamp, chain};
 use futures::StreamExt;
 use lifecycle::{Observed, Step, Wanted, decide_failure, decide_step};
 use ports::Clock;
-use ports::network::{ContainerNetwork, Network};
+use ports::network::{Attached, Network};
 use ports::runtime::{ContainerState, PullItem, Runtime, RuntimeError};
 use tokio::sync::{mpsc, watch};
 use types::{TaskId, TaskSpec, TaskState, TaskStatus};
 
-use crate::container::{TaskIdentity, container_config};
+use crate::container::{TaskIdentity, TaskNetworking, container_config};
 
 /// Wait between tries of what must succeed in the end (stopping, removing), and its cap.
 const RETRY_FLOOR: Millis = Millis(200);
 const RETRY_CAP: Millis = Millis::from_secs(30);
+/// A task that needs networks waits that long until its node has been told of them.
+const DIRECTORY_WAIT_MAX: Millis = Millis::from_secs(60);
 
 /// What a task loop tells the agent's loop.
 #[derive(Debug)]
@@ -27,6 +29,11 @@ pub(crate) enum Update {
     Status(TaskId, TaskStatus),
     /// Nothing of the task is left on this node.
     Forgotten(TaskId),
+    /// The networks are as the managers said up to this index.
+    Programmed {
+        epoch: u64,
+        index: u64,
+    },
 }
 
 /// What the task loops share.
@@ -44,6 +51,9 @@ pub(crate) struct TaskLoop<R, N, C> {
     pub spec: Arc<TaskSpec>,
     pub status: TaskStatus,
     pub observed: Observed,
+    pub network: TaskNetworking,
+    /// The update of the directory that it has to wait for, and the last one carried out.
+    pub directory: (u64, watch::Receiver<u64>),
     pub wanted: watch::Receiver<Wanted>,
 }
 
@@ -157,12 +167,30 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
 
     /// Image and network at the same time, then the container.
     async fn prepare_all(&self) -> Result<(), RuntimeError> {
-        let wanted = ContainerNetwork { id: self.id(), ..ContainerNetwork::default() };
-        let attach = self.node.network.attach(&wanted);
-        let (image, netns) = tokio::join!(self.image(), attach);
+        let (image, attached) = tokio::join!(self.image(), self.attach());
         image?;
-        let config = container_config(&self.identity, &self.spec, netns?);
+        let config = container_config(&self.identity, &self.spec, attached?);
         self.node.runtime.create(&config).await
+    }
+
+    /// Joins its networks, once this node knows them.
+    async fn attach(&self) -> Result<Attached, RuntimeError> {
+        if self.network.needs_directory() {
+            let (number, mut carried) = (self.directory.0, self.directory.1.clone());
+            let clock = &self.node.clock;
+            let until = Millis(clock.monotonic().0 + DIRECTORY_WAIT_MAX.0);
+            tokio::select! {
+                biased;
+                known = carried.wait_for(|carried| *carried >= number) => drop(known),
+                () = clock.sleep_until(until) => {
+                    return Err(RuntimeError::Failed {
+                        step: "join the task's networks",
+                        problem: "this node has not been told of them in time".to_owned(),
+                    });
+                }
+            }
+        }
+        self.node.network.attach(&self.network.container).await
     }
 
     /// Pulls the image unless this node has it.
@@ -188,6 +216,15 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     }
 
     async fn stop(&mut self) -> Outcome {
+        if let Some(limit) = self.network.drain {
+            // The balancers have let go of it: who is still connected may finish.
+            let id = self.id();
+            tokio::select! {
+                biased;
+                _ = self.node.runtime.wait(&id) => return self.observe().await,
+                () = self.node.network.drain(&id, limit) => {}
+            }
+        }
         let grace = self.spec.container.stop_grace();
         if let Err(error) = self.node.runtime.stop(&self.id(), grace).await {
             return Outcome::Failed(error);

@@ -40,6 +40,8 @@ pub const INBOX_MAX: usize = 4_096;
 pub const OUTBOX_MAX: usize = 256;
 /// Tasks of one assignment message.
 pub const TASKS_PER_MESSAGE_MAX: usize = 2_000;
+/// Parts of one message of a directory: with names of the usual length less than a megabyte.
+pub const PARTS_PER_MESSAGE_MAX: usize = 5_000;
 /// Bytes of the text of one condition that a node reports of itself.
 pub const CONDITION_BYTES_MAX: usize = 256;
 /// Log subscriptions at a time.

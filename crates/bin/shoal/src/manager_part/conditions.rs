@@ -11,6 +11,11 @@ use store::{Replicated, Space};
 use tokio::sync::watch;
 use types::{Condition, ConditionCode};
 
+use crate::networks::set_conditions;
+
+/// What is said here.
+const OF_MANAGER: &[ConditionCode] = &[ConditionCode::DiskFull, ConditionCode::StoreStopped];
+
 /// Keeps `told` true until the manager stops; then nothing is wrong with it any more.
 pub(super) async fn keep(
     store: Replicated,
@@ -22,11 +27,7 @@ pub(super) async fn keep(
     loop {
         let reason = halted.borrow_and_update().clone();
         let found = found(&space.borrow_and_update(), reason.as_ref(), &data_dir);
-        told.send_if_modified(|known| {
-            let changed = *known != found;
-            *known = found;
-            changed
-        });
+        told.send_if_modified(|known| set_conditions(known, OF_MANAGER, found));
         tokio::select! {
             biased;
             _ = stopped.wait_for(|stop| *stop) => break,
@@ -35,7 +36,7 @@ pub(super) async fn keep(
             else => break,
         }
     }
-    told.send_replace(Vec::new());
+    told.send_if_modified(|known| set_conditions(known, OF_MANAGER, Vec::new()));
 }
 
 fn found(space: &Space, halted: Option<&Arc<str>>, data_dir: &Path) -> Vec<Condition> {

@@ -7,9 +7,24 @@
 use ports::network::Network as _;
 use ports::runtime::Runtime as _;
 
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use types::DirectoryUpdate;
+
 use super::Node;
 
 impl Node {
+    /// Begins what keeps the node's network as it should be; it ends when told so.
+    pub(crate) fn keep_networks(&self) -> (watch::Sender<bool>, JoinHandle<()>) {
+        let (stop, stopped) = watch::channel(false);
+        let (network, conditions) = (self.network.clone(), self.conditions.clone());
+        let keeping = tokio::spawn(async move {
+            let repairing = network.path().clone();
+            tokio::join!(network.keep(conditions, stopped.clone()), repairing.run(stopped));
+        });
+        (stop, keeping)
+    }
+
     /// Removes every container and network of the cluster's tasks.
     pub(super) async fn remove_tasks(&self) {
         for container in self.runtime.observe().await.unwrap_or_default() {
@@ -23,6 +38,11 @@ impl Node {
             if let Err(error) = self.network.detach(&id).await {
                 tracing::warn!(task.id = id, %error, "network could not be removed");
             }
+        }
+        // Outside of a cluster there are no networks.
+        let nothing = DirectoryUpdate { full: true, ..DirectoryUpdate::default() };
+        if let Err(error) = self.network.update(nothing).await {
+            tracing::warn!(%error, "networks could not be removed");
         }
         self.release().await;
     }

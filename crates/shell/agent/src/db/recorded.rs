@@ -38,6 +38,7 @@ fn content_v1() -> (Vec<(TaskId, StoredTask)>, StoredNode) {
             revision: 3,
             slot,
             desired: TaskState::Running as i32,
+            network: None,
         };
         let revision = v1::AssignedRevision {
             service: bytes(7),

@@ -25,7 +25,7 @@ where
     pub(super) fn beat(&mut self) {
         let now = self.node.clock.monotonic();
         let Connection::Up(session) = &mut self.connection else { return };
-        session.next_heartbeat = Millis(now.0 + session.heartbeat.0);
+        session.next_heartbeat = Millis(now.0 + beat_period(session.heartbeat).0);
         // Answers come in order: it is the oldest question that the next one belongs to.
         session.asked.get_or_insert(now);
         let conditions = self.conditions.borrow_and_update().iter().map(Into::into).collect();
@@ -46,6 +46,12 @@ where
             session.ahead = Some(clock_ahead(wall.0, manager_ms, now.0.saturating_sub(asked.0)));
         }
     }
+}
+
+/// Beats come more often than a long heartbeat asks for: a node that is away must be suspected long
+/// before its tasks are replaced.
+pub(super) fn beat_period(heartbeat: Millis) -> Millis {
+    heartbeat.min(types::limits::BEAT_PERIOD_MAX)
 }
 
 /// How far the own clock is ahead of one that was read within the last `round_ms`, and by how much

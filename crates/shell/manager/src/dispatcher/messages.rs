@@ -5,13 +5,16 @@
 
 use dispatch::Difference;
 use state::Snapshot;
-use types::{NodeId, NodeRole, TaskId};
+use types::{
+    DirectoryUpdate, EndpointMode, HostPort, NodeId, NodeRole, Task, TaskId, limits,
+};
 use wire::bytes_of;
 use wire::v1::{
-    AssignedRevision, Assignments, Directive, ManagerMessage, TaskAssignment, manager_message,
+    AssignedNetwork, AssignedRevision, Assignments, Directive, Directory, ManagerMessage,
+    TaskAssignment, manager_message,
 };
 
-use crate::options::TASKS_PER_MESSAGE_MAX;
+use crate::options::{PARTS_PER_MESSAGE_MAX, TASKS_PER_MESSAGE_MAX};
 
 pub(crate) fn message(message: manager_message::Message) -> ManagerMessage {
     ManagerMessage { message: Some(message) }
@@ -69,7 +72,75 @@ fn assignment(view: &Snapshot, id: TaskId) -> Option<TaskAssignment> {
         revision: task.revision,
         slot: task.slot.number(),
         desired: task.desired as i32,
+        network: network(view, task),
     })
+}
+
+/// What its container sees of the network; `None`: outgoing access only.
+fn network(view: &Snapshot, task: &Task) -> Option<AssignedNetwork> {
+    let revision = view.revision(task.service, task.revision)?;
+    let given = task.network.as_deref();
+    if given.is_none() && revision.host_ports.is_empty() {
+        return None;
+    }
+    let service = view.service(task.service);
+    let named = service.is_some_and(|s| s.spec.endpoint_mode() == EndpointMode::Dnsrr);
+    Some(AssignedNetwork {
+        attachments: given.iter().flat_map(|g| &g.attachments).map(Into::into).collect(),
+        mesh: given.and_then(|given| given.mesh.as_ref()).map(Into::into),
+        host_ports: revision.host_ports.iter().filter_map(HostPort::of).map(|p| (&p).into()).collect(),
+        drain_min_ms: if named { limits::TASK_NAME_TTL.0 } else { 0 },
+        drain_max_ms: limits::DRAIN_LIMIT_DEFAULT.0,
+    })
+}
+
+/// An update that is cut into messages.
+struct Cut {
+    messages: Vec<Directory>,
+    /// What every message has.
+    head: Directory,
+    /// Parts that the last message still takes.
+    room: usize,
+}
+
+impl Cut {
+    fn place<T>(&mut self, parts: Vec<T>, list: fn(&mut Directory) -> &mut Vec<T>) {
+        for part in parts {
+            if self.room == 0 {
+                self.messages.push(self.head.clone());
+                self.room = PARTS_PER_MESSAGE_MAX;
+            }
+            self.room -= 1;
+            if let Some(last) = self.messages.last_mut() {
+                list(last).push(part);
+            }
+        }
+    }
+}
+
+/// An update of the directory, in as many messages as it takes.
+pub(crate) fn directory(view: &Snapshot, update: DirectoryUpdate) -> Vec<Directory> {
+    let epoch = view.cluster().map_or(0, |cluster| cluster.epoch);
+    let whole = Directory { epoch, ..(&update).into() };
+    let head = Directory { epoch: whole.epoch, index: whole.index, ..Directory::default() };
+    let messages = vec![Directory {
+        full: whole.full,
+        own: whole.own,
+        networks: whole.networks,
+        removed_networks: whole.removed_networks,
+        ..head.clone()
+    }];
+    let mut cut = Cut { messages, head, room: PARTS_PER_MESSAGE_MAX };
+    cut.place(whole.removed_peers, |to| &mut to.removed_peers);
+    cut.place(whole.removed_services, |to| &mut to.removed_services);
+    cut.place(whole.removed_endpoints, |to| &mut to.removed_endpoints);
+    cut.place(whole.peers, |to| &mut to.peers);
+    cut.place(whole.services, |to| &mut to.services);
+    cut.place(whole.endpoints, |to| &mut to.endpoints);
+    let mut messages = cut.messages;
+    let last = messages.len() - 1;
+    messages[..last].iter_mut().for_each(|message| message.more = true);
+    messages
 }
 
 /// What the node itself should know and do.

@@ -6,6 +6,7 @@
 
 mod hearing;
 mod messages;
+mod networks;
 mod run;
 mod session;
 

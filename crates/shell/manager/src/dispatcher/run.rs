@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::Millis;
-use dispatch::{Clocks, Liveness};
+use dispatch::{Clocks, Departures, Directory, Liveness};
 use ports::store::{Applied, ProposeError, Store};
 use ports::{Batch, Clock, Cursor, Link};
 use state::{Author, Change, ChangeSet, Event, Proposal, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use types::limits::SUSPICION_PERIOD;
 use types::{NodeDescription, NodeId, NodeRole, NodeState, NodeStatus, TaskId, TaskStatus};
 use wire::v1::manager_message::Message as Out;
 use wire::v1::node_message::Message as In;
@@ -45,6 +46,13 @@ pub struct Dispatcher<S, C> {
     pub(super) statuses: BTreeMap<NodeId, NodeStatus>,
     descriptions: BTreeMap<NodeId, NodeDescription>,
     subscriptions: BTreeMap<base::Id, BTreeSet<NodeId>>,
+    /// The state that nodes are told of: the one that the directory was derived from.
+    pub(super) told: Snapshot,
+    pub(super) directory: Directory,
+    pub(super) departures: Departures,
+    /// Deadlines of silence, and the nodes that have passed theirs.
+    pub(super) silence: Liveness,
+    pub(super) silent: BTreeSet<NodeId>,
     /// When what was gathered is sent and stored.
     flush_at: Option<Millis>,
 }
@@ -81,6 +89,11 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             statuses: BTreeMap::new(),
             descriptions: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
+            told: Snapshot::default(),
+            directory: Directory::default(),
+            departures: Departures::default(),
+            silence: Liveness::default(),
+            silent: BTreeSet::new(),
             flush_at: None,
         };
         (dispatcher, handle)
@@ -115,7 +128,9 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 
     fn next_timer(&self) -> Millis {
         let deadline = self.liveness.next_deadline();
-        [self.flush_at, deadline].into_iter().flatten().min().unwrap_or(Millis::MAX)
+        let silence = self.silence.next_deadline();
+        let departure = self.departures.next_deadline();
+        [self.flush_at, deadline, silence, departure].into_iter().flatten().min().unwrap_or(Millis::MAX)
     }
 
     fn set_leading(&mut self, leads: bool, leader: Option<String>) {
@@ -131,9 +146,15 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.descriptions.clear();
         self.dirty.clear();
         self.subscriptions.clear();
+        self.silence = Liveness::default();
+        self.silent.clear();
         if leads {
+            self.rebuild_directory();
             let now = self.clock.monotonic();
             let grace = grace(&self.view);
+            for node in self.view.nodes() {
+                self.silence.watch(node.id, now, SUSPICION_PERIOD);
+            }
             for node in self.view.nodes().filter(|node| node.status.state != NodeState::Down) {
                 self.liveness.watch(node.id, now, grace);
             }
@@ -152,7 +173,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     }
 
     /// Ends a session; what its node said of itself is no longer known.
-    fn end_session(&mut self, node: NodeId) {
+    pub(super) fn end_session(&mut self, node: NodeId) {
         self.sessions.remove(&node);
         self.clocks.forget(node);
     }
@@ -199,11 +220,13 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 
     fn hear(&mut self, node: NodeId, message: NodeMessage) {
         self.liveness.heard(node, self.clock.monotonic(), grace(&self.view));
+        self.not_silent(node);
         match message.message {
             Some(In::Hello(hello)) => self.greet(node, hello),
             Some(In::Heartbeat(beat)) => self.take_heartbeat(node, beat),
             Some(In::Report(report)) => self.take_report(node, report),
             Some(In::Description(description)) => self.describe(node, description.into()),
+            Some(In::Programmed(done)) => self.programmed(node, done),
             None => tracing::debug!(node.id = %node, "message of an unknown kind passed over"),
         }
     }
@@ -254,12 +277,15 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.view = self.store.snapshot();
         match batch {
             Batch::Events(batches) => {
+                self.told = self.view.clone();
                 for event in batches.iter().flat_map(|events| events.iter()) {
+                    self.directory.mark(&self.told, event);
                     self.mark_event(event);
                 }
             }
             Batch::Resync | Batch::Closed => {
                 self.look_afresh();
+                self.rebuild_directory();
                 self.dirty.extend(self.sessions.keys());
             }
         }
@@ -270,13 +296,19 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 
     fn mark_event(&mut self, event: &Event) {
         match event {
-            Event::Task { node, .. } => self.dirty.extend(*node),
+            Event::Task { task, node, .. } => {
+                self.dirty.extend(*node);
+                if self.told.task(*task).is_none_or(|task| task.status.state.is_terminal()) {
+                    self.departures.forget(*task);
+                }
+            }
             Event::Cluster => self.dirty.extend(self.sessions.keys()),
             Event::Node(id) => {
                 let Some(node) = self.view.node(*id).cloned() else {
                     self.managers.remove(id);
                     self.end_session(*id);
                     self.liveness.forget(*id);
+                    self.forget_silence(*id);
                     return;
                 };
                 match node.role {
@@ -290,9 +322,10 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 self.dirty.insert(*id);
                 if node.status.state != NodeState::Down {
                     self.liveness.watch(*id, self.clock.monotonic(), grace(&self.view));
+                    self.silence.watch(*id, self.clock.monotonic(), SUSPICION_PERIOD);
                 }
             }
-            Event::Service(_) => {}
+            Event::Service(_) | Event::Network(_) => {}
         }
     }
 
@@ -303,18 +336,31 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             self.end_session(node);
             self.set_status(node, NodeState::Down, "heartbeat failure");
         }
-        if self.flush_at.is_some_and(|at| at <= now) {
+        self.expire_silence(now);
+        let overdue = self.departures.next_deadline().is_some_and(|at| at <= now);
+        if overdue || self.flush_at.is_some_and(|at| at <= now) {
             self.flush_at = None;
+            self.tell();
             let view = self.store.snapshot();
-            self.tell(&view);
             self.store_gathered(&view).await;
         }
     }
 
-    fn tell(&mut self, view: &Snapshot) {
+    /// Networks first: tasks refer to them.
+    fn tell(&mut self) {
+        self.release_departures();
+        self.tell_directory();
+        let now = self.clock.monotonic();
         for node in std::mem::take(&mut self.dirty) {
             let Some(session) = self.sessions.get_mut(&node) else { continue };
-            if !session.update(view, node) {
+            let (directory, departures) = (&self.directory, &mut self.departures);
+            let index = directory.index();
+            let holds = |task: &types::Task| {
+                departures.holds(task.id, directory.networks_of(task.id), index, now)
+            };
+            let kept = session.update_directory(&self.told, node, directory)
+                && session.update(&self.told, node, holds);
+            if !kept {
                 tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
                 self.end_session(node);
             }

@@ -3,10 +3,10 @@
 //! Owns: the outgoing queue, and the memory of what the node was told.
 //! Invariant: a node that does not take its messages is disconnected, never waited for.
 
-use dispatch::Told;
+use dispatch::{Directory, Heard, Told};
 use state::Snapshot;
 use tokio::sync::mpsc;
-use types::{Condition, NodeId};
+use types::{Condition, NodeId, Task};
 use wire::v1::{Directive, ManagerMessage, manager_message::Message as Out};
 
 use super::messages;
@@ -31,7 +31,10 @@ pub(crate) struct Session {
     pub inventory: Inventory,
     /// What the node says is wrong with it; `None` before its first heartbeat.
     pub conditions: Option<Vec<Condition>>,
+    /// The index up to which the node's data path is as it was told.
+    pub programmed: u64,
     tx: mpsc::Sender<ManagerMessage>,
+    heard: Heard,
     told: Told,
     told_any: bool,
     directive: Option<Directive>,
@@ -45,7 +48,9 @@ impl Session {
             greeted: false,
             inventory: Inventory::Awaited,
             conditions: None,
+            programmed: 0,
             tx,
+            heard: Heard::default(),
             told: Told::default(),
             told_any: false,
             directive: None,
@@ -58,10 +63,36 @@ impl Session {
         self.tx.try_send(messages::message(out)).is_ok()
     }
 
+    /// Everything about networks is told anew.
+    pub(crate) fn forget_heard(&mut self) {
+        self.heard = Heard::default();
+    }
+
+    /// Tells the node what it does not know yet of its networks; `false` when it does not keep up.
+    #[must_use]
+    pub(crate) fn update_directory(
+        &mut self,
+        view: &Snapshot,
+        node: NodeId,
+        directory: &Directory,
+    ) -> bool {
+        if !self.greeted {
+            return true;
+        }
+        let Some(update) = directory.update(view, node, &mut self.heard) else { return true };
+        let messages = messages::directory(view, update);
+        messages.into_iter().all(|message| self.send(Out::Directory(message)))
+    }
+
     /// Tells the node what it does not know yet, its tasks once it has said which it has; `false`
     /// when it does not keep up.
     #[must_use]
-    pub(crate) fn update(&mut self, view: &Snapshot, node: NodeId) -> bool {
+    pub(crate) fn update(
+        &mut self,
+        view: &Snapshot,
+        node: NodeId,
+        holds: impl FnMut(&Task) -> bool,
+    ) -> bool {
         if !self.greeted {
             return true;
         }
@@ -77,7 +108,7 @@ impl Session {
             return true;
         }
         let full = !self.told_any;
-        let difference = self.told.update(view, node);
+        let difference = self.told.update(view, node, holds);
         if difference.is_empty() && !full {
             return true;
         }

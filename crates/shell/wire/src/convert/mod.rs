@@ -6,6 +6,7 @@
 //! default.
 
 mod cluster;
+mod directory;
 mod fault;
 mod node;
 mod service;

@@ -2599,6 +2599,172 @@ pub mod control_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Directory {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// the node is up to it once the last message is carried out
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    #[prost(bool, tag = "3")]
+    pub full: bool,
+    /// An update larger than one message comes in several; all but the last say so.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+    #[prost(message, optional, tag = "5")]
+    pub own: ::core::option::Option<OwnPart>,
+    #[prost(message, repeated, tag = "6")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkPart>,
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub removed_networks: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(message, repeated, tag = "8")]
+    pub peers: ::prost::alloc::vec::Vec<PeerPart>,
+    #[prost(message, repeated, tag = "9")]
+    pub removed_peers: ::prost::alloc::vec::Vec<RemovedPart>,
+    #[prost(message, repeated, tag = "10")]
+    pub services: ::prost::alloc::vec::Vec<ServicePart>,
+    #[prost(message, repeated, tag = "11")]
+    pub removed_services: ::prost::alloc::vec::Vec<RemovedPart>,
+    #[prost(message, repeated, tag = "12")]
+    pub endpoints: ::prost::alloc::vec::Vec<EndpointPart>,
+    #[prost(message, repeated, tag = "13")]
+    pub removed_endpoints: ::prost::alloc::vec::Vec<RemovedPart>,
+}
+/// What a task holds on one network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attachment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub v4: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub v6: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OwnPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    #[prost(uint32, tag = "3")]
+    pub data_path_port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovedPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub id: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubnetPart {
+    /// CIDR
+    #[prost(string, tag = "1")]
+    pub net: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub gateway: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub driver: u32,
+    #[prost(uint32, tag = "4")]
+    pub vni: u32,
+    #[prost(uint32, tag = "5")]
+    pub mtu: u32,
+    #[prost(bool, tag = "6")]
+    pub ingress: bool,
+    #[prost(bool, tag = "7")]
+    pub internal: bool,
+    #[prost(bool, tag = "8")]
+    pub encrypted: bool,
+    #[prost(message, repeated, tag = "9")]
+    pub subnets: ::prost::alloc::vec::Vec<SubnetPart>,
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub options: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub number: u32,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub address: ::prost::bytes::Bytes,
+    /// 0: as the network's
+    #[prost(uint32, tag = "6")]
+    pub mtu: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServicePart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub service: ::prost::bytes::Bytes,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "5")]
+    pub mode: u32,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub v4: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub v6: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "8")]
+    pub ports: ::prost::alloc::vec::Vec<PortPart>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortPart {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// as IP numbers them
+    #[prost(uint32, tag = "2")]
+    pub protocol: u32,
+    #[prost(uint32, tag = "3")]
+    pub target: u32,
+    /// 0: not published
+    #[prost(uint32, tag = "4")]
+    pub published: u32,
+    /// 1 ingress, 2 host
+    #[prost(uint32, tag = "5")]
+    pub mode: u32,
+    #[prost(string, tag = "6")]
+    pub host: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndpointPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub task: ::prost::bytes::Bytes,
+    /// empty: of no service
+    #[prost(bytes = "bytes", tag = "3")]
+    pub service: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "5")]
+    pub number: u32,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub v4: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub v6: ::prost::bytes::Bytes,
+    #[prost(string, repeated, tag = "8")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "9")]
+    pub serving: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagersRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2612,7 +2778,7 @@ pub struct ManagersResponse {
 /// From the node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeMessage {
-    #[prost(oneof = "node_message::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "node_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<node_message::Message>,
 }
 /// Nested message and enum types in `NodeMessage`.
@@ -2627,7 +2793,17 @@ pub mod node_message {
         Report(super::StatusReport),
         #[prost(message, tag = "4")]
         Description(super::NodeDescription),
+        #[prost(message, tag = "5")]
+        Programmed(super::Programmed),
     }
+}
+/// The directory is carried out up to this index: names, balancers and routes are as it says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Programmed {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hello {
@@ -2671,7 +2847,7 @@ pub struct TaskReport {
 /// From the manager.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ManagerMessage {
-    #[prost(oneof = "manager_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "manager_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub message: ::core::option::Option<manager_message::Message>,
 }
 /// Nested message and enum types in `ManagerMessage`.
@@ -2692,6 +2868,8 @@ pub mod manager_message {
         Redirect(super::Redirect),
         #[prost(message, tag = "7")]
         Heartbeat(super::HeartbeatAck),
+        #[prost(message, tag = "8")]
+        Directory(super::Directory),
     }
 }
 /// Not the leader, or no longer: connect to this one.
@@ -2762,7 +2940,7 @@ pub struct AssignedRevision {
     #[prost(message, optional, tag = "5")]
     pub spec: ::core::option::Option<TaskSpec>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskAssignment {
     #[prost(bytes = "bytes", tag = "1")]
     pub task: ::prost::bytes::Bytes,
@@ -2774,6 +2952,25 @@ pub struct TaskAssignment {
     pub slot: u32,
     #[prost(enumeration = "TaskState", tag = "5")]
     pub desired: i32,
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<AssignedNetwork>,
+}
+/// What a task's container sees of the network, and how it leaves it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AssignedNetwork {
+    /// in the order of the interfaces
+    #[prost(message, repeated, tag = "1")]
+    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
+    /// when one of its ports is published by the mesh
+    #[prost(message, optional, tag = "2")]
+    pub mesh: ::core::option::Option<Attachment>,
+    #[prost(message, repeated, tag = "3")]
+    pub host_ports: ::prost::alloc::vec::Vec<PortPart>,
+    /// Open connections are waited for at least and at most this long before it is stopped.
+    #[prost(uint64, tag = "4")]
+    pub drain_min_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub drain_max_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogSubscription {

@@ -1,0 +1,271 @@
+//! The network of this node as its agent sees it: the data path and the names, as one.
+//!
+//! Owns: the order in which the two learn of a change, and carrying what one says to the other.
+//! Does not know: netlink, resolvers. Invariant: a name is given out once the data path leads where
+//! it says, and a container starts once its names are served.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use base::chain;
+use netd::Forward;
+use network::DataPath;
+use ports::network::{Attached, ContainerNetwork, Drain, Network};
+use ports::runtime::RuntimeError;
+use tokio::sync::watch;
+use types::{Condition, ConditionCode, DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
+
+use crate::config::Config;
+
+/// How often ports that a program of the host holds are asked for again.
+const RESERVE_PERIOD: Duration = Duration::from_secs(2);
+/// Wait before a step between the two is tried again.
+const RETRY_PERIOD: Duration = Duration::from_millis(200);
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The network of this node. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct NodeNetwork {
+    path: DataPath,
+    names: netd::Client,
+    /// Networks without a way out, as last told.
+    internal: Arc<Mutex<BTreeSet<NetworkId>>>,
+}
+
+impl NodeNetwork {
+    pub(crate) async fn open(config: &Config, instance: &str) -> Result<Self> {
+        let path = DataPath::open(network::Options {
+            run_dir: config.run_dir.clone(),
+            instance_id: instance.to_owned(),
+            subnet: None,
+        })
+        .await
+        .context("network")?;
+        let options = netd::Options::new(config.run_dir.clone(), build()?);
+        let names = netd::Client::connect_or_start(options).await.context("names")?;
+        Ok(Self { path, names, internal: Arc::default() })
+    }
+
+    pub(crate) fn path(&self) -> &DataPath {
+        &self.path
+    }
+
+    /// Removes every trace, when no container needs it.
+    pub(crate) async fn remove_all(&self) -> Result<(), RuntimeError> {
+        if let Err(error) = self.names.stop().await {
+            tracing::warn!(error = %chain(&error), "netd goes on");
+        }
+        self.path.remove_all().await
+    }
+
+    /// Carries between the two what they learn by themselves, until shutdown: where resolvers
+    /// listen, which ports must be reserved, which of them could not be had.
+    pub(crate) async fn keep(
+        self,
+        conditions: watch::Sender<Vec<Condition>>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let (mut ports, mut wanted) = (self.names.ports(), self.path.reservations());
+        let mut trouble = self.path.conditions();
+        let (mut missing, mut epoch) = (false, ports.borrow().epoch);
+        wanted.mark_changed();
+        trouble.mark_changed();
+        loop {
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => return,
+                Ok(()) = ports.changed() => {
+                    let now = ports.borrow_and_update().clone();
+                    if now.epoch != epoch && self.lead_to(&now).await {
+                        epoch = now.epoch;
+                    }
+                }
+                Ok(()) = wanted.changed() => missing = self.reserve(&mut wanted).await,
+                Ok(()) = trouble.changed() => {
+                    let found = trouble.borrow_and_update().clone();
+                    conditions.send_if_modified(|known| set_conditions(known, OF_NETWORK, found));
+                }
+                () = tokio::time::sleep(RESERVE_PERIOD), if missing => {
+                    missing = self.reserve(&mut wanted).await;
+                }
+            }
+        }
+    }
+
+    /// Another netd holds the resolvers now: every container is led to its new port.
+    async fn lead_to(&self, ports: &netd::Ports) -> bool {
+        for (id, port) in &ports.by_container {
+            if let Err(error) = self.path.set_resolver(id, *port).await {
+                // Gone meanwhile, or the data path is mended by its own loop.
+                tracing::warn!(container.id = id, error = %chain(&error), "resolver not led to");
+            }
+        }
+        match self.names.settled(ports.epoch).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "netd was not told");
+                tokio::time::sleep(RETRY_PERIOD).await;
+                false
+            }
+        }
+    }
+
+    /// Reserves what the data path publishes; `true` when something could not be had.
+    async fn reserve(&self, wanted: &mut watch::Receiver<Vec<PortBinding>>) -> bool {
+        let wanted = wanted.borrow_and_update().clone();
+        let missing = match self.names.reserve(&wanted).await {
+            Ok(missing) => missing,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "ports are not reserved");
+                tokio::time::sleep(RETRY_PERIOD).await;
+                return true;
+            }
+        };
+        let held = |binding: &&PortBinding| !missing.contains(binding);
+        let loopback: Vec<(PortProtocol, u16)> = wanted
+            .iter()
+            .filter(held)
+            .filter(|binding| binding.address.is_none() && binding.protocol != PortProtocol::Sctp)
+            .map(|binding| (binding.protocol, binding.port))
+            .collect();
+        if let Err(error) = self.names.forward_loopback6(&loopback).await {
+            tracing::warn!(error = %chain(&error), "published ports do not answer on ::1");
+        }
+        let any = !missing.is_empty();
+        self.path.set_unavailable(missing).await;
+        any
+    }
+
+    fn without_a_way_out(&self, wanted: &ContainerNetwork) -> bool {
+        let internal = self.internal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_internal = |one: &types::Attachment| internal.contains(&one.network);
+        wanted.mesh.is_none()
+            && !wanted.attachments.is_empty()
+            && wanted.attachments.iter().all(is_internal)
+    }
+
+    fn learn_internal(&self, update: &DirectoryUpdate) {
+        let mut internal = self.internal.lock().unwrap_or_else(PoisonError::into_inner);
+        if update.full {
+            internal.clear();
+        }
+        for id in &update.removed_networks {
+            internal.remove(id);
+        }
+        for network in &update.networks {
+            match network.internal {
+                true => internal.insert(network.id),
+                false => internal.remove(&network.id),
+            };
+        }
+    }
+
+    /// Serves the container's names; gives its `resolv.conf`.
+    async fn serve(
+        &self,
+        wanted: &ContainerNetwork,
+        netns: &Path,
+    ) -> Result<String, RuntimeError> {
+        // A host without the file has no resolver: then only our names are known.
+        let host = tokio::fs::read_to_string(HOST_RESOLV_CONF).await.unwrap_or_default();
+        let forward = match self.without_a_way_out(wanted) {
+            true => Forward::None,
+            false => Forward::choose(&host, &wanted.dns),
+        };
+        let port = self
+            .names
+            .serve(netd::Container {
+                id: wanted.id.clone(),
+                netns: netns.to_path_buf(),
+                networks: wanted.attachments.iter().map(|one| one.network).collect(),
+                forward,
+            })
+            .await
+            .map_err(|error| failed("serve names", &error))?;
+        self.path.set_resolver(&wanted.id, port).await?;
+        Ok(netd::resolv_conf(&host, &wanted.dns))
+    }
+}
+
+impl Network for NodeNetwork {
+    async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
+        self.learn_internal(&update);
+        self.path.update(&update).await?;
+        self.names.update(&update).await.map_err(|error| failed("change names", &error))
+    }
+
+    async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
+        let mut attached = self.path.attach(wanted).await?;
+        let alone = [NetworkId::HOST, NetworkId::NONE];
+        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
+            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
+        }
+        Ok(attached)
+    }
+
+    async fn drain(&self, id: &str, limit: Drain) {
+        self.path.drain(id, limit).await;
+    }
+
+    async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
+        let released = self.names.release(id).await;
+        self.path.detach(id).await?;
+        released.map_err(|error| failed("stop serving names", &error))
+    }
+
+    async fn observe(&self) -> Result<Vec<String>, RuntimeError> {
+        self.path.observe().await
+    }
+}
+
+fn failed(step: &'static str, error: &netd::ClientError) -> RuntimeError {
+    RuntimeError::Failed { step, problem: chain(error).to_string() }
+}
+
+/// Conditions that the data path finds.
+const OF_NETWORK: &[ConditionCode] =
+    &[ConditionCode::PortTaken, ConditionCode::FirewallDrops, ConditionCode::ConntrackFull];
+
+/// Puts `found` in the place of the conditions of these codes; whether that changed anything.
+pub(crate) fn set_conditions(
+    known: &mut Vec<Condition>,
+    codes: &[ConditionCode],
+    found: Vec<Condition>,
+) -> bool {
+    let mut new: Vec<Condition> =
+        known.iter().filter(|one| !codes.contains(&one.code)).cloned().collect();
+    new.extend(found);
+    new.sort();
+    let changed = *known != new;
+    *known = new;
+    changed
+}
+
+/// Another program, though it calls itself by the same version, is another build.
+fn build() -> Result<String> {
+    let version = crate::BUILD.version;
+    let meta = std::fs::metadata("/proc/self/exe").context("this program")?;
+    let changed = meta.modified().context("this program")?;
+    let changed = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{version}-{}-{}", crate::BUILD.commit, changed.as_millis()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_of_others_stay() {
+        let of = |code, message: &str| Condition { code, message: message.into() };
+        let mut known = vec![of(ConditionCode::DiskFull, "full")];
+        let taken = vec![of(ConditionCode::PortTaken, "tcp 80")];
+        assert!(set_conditions(&mut known, OF_NETWORK, taken.clone()));
+        assert!(!set_conditions(&mut known, OF_NETWORK, taken));
+        assert_eq!(known.len(), 2);
+        assert!(set_conditions(&mut known, &[ConditionCode::DiskFull], Vec::new()));
+        assert_eq!(known[0].code, ConditionCode::PortTaken);
+    }
+}

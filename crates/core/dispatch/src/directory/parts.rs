@@ -1,0 +1,180 @@
+//! The parts of the directory, made of the snapshot.
+//!
+//! Owns: what of a network, a node, a service and a task others are told.
+//! Does not know: who is told what. Invariant: a function of the snapshot.
+
+use std::net::IpAddr;
+
+use state::Snapshot;
+use types::{
+    EndpointPart, Network, NetworkId, NetworkPart, NodeId, OwnPart, PeerPart, PortPart, PortSpec,
+    PublishMode, Service, ServiceId, ServicePart, Slot, Task, TaskId, TaskState,
+};
+
+use super::journal::Entry;
+
+/// Characters of a task's id by which it is known, as docker's short ids.
+const SHORT_ID_CHARS: usize = 12;
+/// What VXLAN adds to a packet, by the family of the addresses around it (RFC 7348, section 5).
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+/// As docker's and IANA's.
+const DATA_PATH_PORT: u16 = 4789;
+
+/// `None` until it has a number.
+pub(super) fn own(view: &Snapshot, node: NodeId) -> Option<OwnPart> {
+    let number = view.node(node)?.number;
+    let port = view.cluster()?.data_path_port;
+    let data_path_port = u16::try_from(port).ok().filter(|port| *port != 0);
+    let data_path_port = data_path_port.unwrap_or(DATA_PATH_PORT);
+    (number != 0).then_some(OwnPart { node, number, data_path_port })
+}
+
+/// `None` until it has what tasks need.
+pub(super) fn network(network: &Network) -> Option<NetworkPart> {
+    network.is_allocated().then(|| NetworkPart {
+        id: network.id,
+        name: network.spec.name.clone(),
+        driver: network.spec.driver,
+        vni: network.vni,
+        mtu: network.mtu,
+        ingress: network.spec.ingress,
+        internal: network.spec.internal,
+        encrypted: network.spec.options.contains_key("encrypted"),
+        subnets: network.subnets.iter().map(|subnet| (subnet.net, subnet.gateway)).collect(),
+        options: network.spec.options.clone(),
+    })
+}
+
+/// `None` until its number and the address of its data path are known.
+pub(super) fn peer(
+    view: &Snapshot,
+    network: NetworkId,
+    id: NodeId,
+    network_mtu: u32,
+) -> Option<PeerPart> {
+    let node = view.node(id).filter(|node| node.number != 0)?;
+    let path = &node.description.data_path;
+    let address: IpAddr = match path.address {
+        Some(address) => address,
+        None => node.status.address.parse().ok()?,
+    };
+    let overhead = if address.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    let inside = path.mtu.saturating_sub(overhead);
+    let mtu = if path.mtu != 0 && inside < network_mtu { inside } else { 0 };
+    let name = node.hostname().to_owned();
+    Some(PeerPart { network, node: id, name, number: node.number, address, mtu })
+}
+
+/// One part for each network that a service is known on.
+pub(super) fn services(service: &Service, ingress: Option<NetworkId>) -> Vec<ServicePart> {
+    let spec = &service.spec;
+    let given = service.endpoint.as_deref();
+    let mode = spec.endpoint_mode();
+    let ports: Vec<PortPart> =
+        given.map(|given| given.ports.iter().map(port).collect()).unwrap_or_default();
+    let part = |network: NetworkId, aliases: &[String], ports: Vec<PortPart>| {
+        let vip = given.and_then(|given| given.vips.iter().find(|vip| vip.network == network));
+        ServicePart {
+            network,
+            service: service.id,
+            name: spec.name.clone(),
+            aliases: aliases.to_vec(),
+            mode,
+            v4: vip.and_then(|vip| vip.v4),
+            v6: vip.and_then(|vip| vip.v6),
+            ports,
+        }
+    };
+    let mut all = Vec::new();
+    for attached in &spec.task.networks {
+        let Ok(network) = attached.target.parse::<NetworkId>() else { continue };
+        if !network.is_predefined() {
+            all.push(part(network, &attached.aliases, ports.clone()));
+        }
+    }
+    let in_mesh = |port: &&PortPart| port.mode == PublishMode::Ingress && port.published != 0;
+    let mesh: Vec<PortPart> = ports.iter().filter(in_mesh).cloned().collect();
+    if let (Some(ingress), false) = (ingress, mesh.is_empty()) {
+        all.push(part(ingress, &[], mesh));
+    }
+    all
+}
+
+fn port(port: &PortSpec) -> PortPart {
+    PortPart {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        target: port.target,
+        published: port.published,
+        mode: port.mode,
+        host: port.host.clone(),
+    }
+}
+
+/// Where a task sits, and whether it serves.
+pub(super) struct Seat {
+    pub(super) node: NodeId,
+    service: ServiceId,
+    running: bool,
+    pub(super) networks: Vec<NetworkId>,
+}
+
+impl Seat {
+    pub(super) fn entry(&self, suspected: bool) -> Entry {
+        let (node, running) = (self.node, self.running);
+        Entry { node, service: Some(self.service), running, suspected }
+    }
+}
+
+/// `None` for a task that nobody can send to: without networks, without a node, or over.
+pub(super) fn seat(view: &Snapshot, id: TaskId) -> Option<Seat> {
+    let task = view.task(id)?;
+    let state = task.status.state;
+    let given = task.network.as_deref()?;
+    if state < TaskState::Assigned || state.is_terminal() {
+        return None;
+    }
+    let networks = given.all().map(|one| one.network).filter(|id| !id.is_predefined());
+    Some(Seat {
+        node: task.node?,
+        service: task.service,
+        running: state == TaskState::Running && task.desired <= TaskState::Running,
+        networks: networks.collect(),
+    })
+}
+
+pub(super) fn endpoint(
+    view: &Snapshot,
+    network: NetworkId,
+    id: TaskId,
+    serving: bool,
+) -> Option<EndpointPart> {
+    let task = view.task(id)?;
+    let given = task.network.as_deref()?;
+    let held = given.all().find(|one| one.network == network)?;
+    let node = task.node?;
+    Some(EndpointPart {
+        network,
+        task: id,
+        service: Some(task.service),
+        node,
+        number: view.node(node).map_or(0, |node| node.number),
+        v4: held.v4,
+        v6: held.v6,
+        names: names(view, task),
+        serving,
+    })
+}
+
+/// Of the container first, since a reverse query is answered with it.
+fn names(view: &Snapshot, task: &Task) -> Vec<String> {
+    let id = task.id.to_string();
+    let short = id[..SHORT_ID_CHARS].to_owned();
+    let Some(service) = view.service(task.service) else { return vec![short] };
+    let name = match (task.slot, task.node) {
+        (Slot::Node, Some(node)) => format!("{}.{node}", service.spec.name),
+        (slot, _) => format!("{}.{}", service.spec.name, slot.number()),
+    };
+    vec![format!("{name}.{id}"), name, short]
+}

@@ -1,0 +1,206 @@
+//! Networks: names, virtual addresses and published ports, between real containers on real hosts.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use integration::{
+    Host, IMAGE, LONG, Lab, SHORT, Seen, Task, ask_tcp, ask_udp, in_namespace, joined, wait_for,
+    wait_until,
+};
+
+/// Three nodes, and a client outside.
+fn cluster() -> Lab {
+    let mut lab = joined(3, 0).unwrap();
+    lab.add_client().unwrap();
+    lab
+}
+
+fn create(host: &Host, words: &[&str]) {
+    let args = [&["service", "create", "-d"], words, &[IMAGE]].concat();
+    host.shoal(&args).unwrap().ok().unwrap();
+}
+
+fn on<'a>(lab: &'a Lab, task: &Task) -> &'a Host {
+    lab.hosts().iter().find(|host| host.name() == task.node).unwrap()
+}
+
+/// Asks from within a task's container, until it is answered.
+fn ask_from(lab: &Lab, task: &Task, to: SocketAddr) -> anyhow::Result<Seen> {
+    in_namespace(&on(lab, task).task_netns(&task.id), move || ask_tcp(to))
+}
+
+fn address_of(lab: &Lab, task: &Task, name: &str) -> IpAddr {
+    let host = on(lab, task);
+    wait_for(name, SHORT, || Ok(Some(host.resolve(&task.id, "a", name)?[0]))).unwrap()
+}
+
+#[test]
+fn services_find_and_reach_each_other_by_name_across_nodes() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    manager.shoal(&["network", "create", "-d", "overlay", "back"]).unwrap().ok().unwrap();
+    create(manager, &["--name", "db", "--network", "back", "--replicas", "3"]);
+    create(manager, &["--name", "web", "--network", "back", "--replicas", "3"]);
+    let servers = manager.wait_for_running("db", 3, LONG).unwrap();
+    let clients = manager.wait_for_running("web", 3, LONG).unwrap();
+    let names: BTreeSet<String> = servers.iter().map(|task| task.name.clone()).collect();
+    for client in &clients {
+        let host = on(&lab, client);
+        let vip = address_of(&lab, client, "db");
+        assert_eq!(address_of(&lab, client, "DB.back"), vip, "without regard to case");
+        let each = wait_for("all tasks by name", SHORT, || {
+            let found = host.resolve(&client.id, "a", "tasks.db")?;
+            Ok((found.len() == 3).then_some(found))
+        })
+        .unwrap();
+        assert!(!each.contains(&vip));
+        assert_eq!(address_of(&lab, client, "db.1").is_ipv4(), each[0].is_ipv4());
+        // The virtual address leads to every task in the end, and each sees the client itself.
+        let own = address_of(&lab, client, &client.name);
+        let mut seen = BTreeSet::new();
+        wait_until("every task behind the virtual address", SHORT, || {
+            let answer = ask_from(&lab, client, SocketAddr::new(vip, 80))?;
+            assert_eq!(answer.client.ip(), own, "the source address is kept");
+            seen.insert(answer.task);
+            Ok(seen == names)
+        })
+        .unwrap();
+        for address in each {
+            ask_from(&lab, client, SocketAddr::new(address, 80)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_published_port_answers_on_every_node_and_the_task_sees_the_client() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    create(
+        manager,
+        &["--name", "web", "-p", "8080:80", "-p", "8080:80/udp", "--constraint", "node.hostname==h2"],
+    );
+    manager.wait_for_running("web", 1, LONG).unwrap();
+    let client = lab.client();
+    for host in lab.hosts() {
+        for (target, own) in [
+            (host.port_v4(8080), client.port_v4(0)),
+            (host.port_v6(8080), client.port_v6(0)),
+        ] {
+            let seen = wait_for("an answer", SHORT, || Ok(Some(client.ask(target)?))).unwrap();
+            assert_eq!((seen.node.as_str(), seen.client.ip()), ("h2", own.ip()), "by {target}");
+            let udp = in_namespace(&client.netns(), move || ask_udp(target)).unwrap();
+            assert_eq!(udp.client.ip(), own.ip(), "UDP by {target}");
+        }
+        // From the node itself, by loopback and by its own address.
+        for target in ["127.0.0.1:8080".parse().unwrap(), host.port_v4(8080)] {
+            let seen = host.ask(target).unwrap();
+            assert_eq!(seen.node, "h2", "{target} on {}", host.name());
+        }
+    }
+}
+
+#[test]
+fn no_connection_fails_while_tasks_are_replaced_one_by_one() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    let place = ["--constraint", "node.hostname!=h3"];
+    let words = ["--name", "web", "-p", "8080:80", "--replicas", "4"];
+    create(manager, &[&words[..], &place].concat());
+    manager.wait_for_running("web", 4, LONG).unwrap();
+    let target = lab.host(3).port_v4(8080);
+    wait_until("an answer", SHORT, || lab.client().ask(target).map(|_| true)).unwrap();
+    let begun = Instant::now();
+    let asking = in_namespace_until(&lab, target);
+    let args = ["service", "update", "--env-add", "A=B", "--wait-timeout", "3m", "web"];
+    manager.shoal(&args).unwrap().ok().unwrap();
+    let (answered, failed) = asking.finish();
+    println!("{answered} answers in {:?}", begun.elapsed());
+    assert!(answered > 100, "{answered}");
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// A client that asks without a pause.
+struct Asking {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: std::thread::JoinHandle<anyhow::Result<(u64, Vec<String>)>>,
+}
+
+impl Asking {
+    fn finish(self) -> (u64, Vec<String>) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+fn in_namespace_until(lab: &Lab, target: SocketAddr) -> Asking {
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (asked, path) = (std::sync::Arc::clone(&stop), lab.client().netns());
+    let thread = std::thread::spawn(move || {
+        in_namespace(&path, move || {
+            let (mut answered, mut failed) = (0, Vec::new());
+            while !asked.load(std::sync::atomic::Ordering::Relaxed) {
+                match ask_tcp(target) {
+                    Ok(_) => answered += 1,
+                    Err(error) => failed.push(format!("{error:#}")),
+                }
+            }
+            Ok((answered, failed))
+        })
+    });
+    Asking { stop, thread }
+}
+
+#[test]
+fn a_node_that_is_cut_off_gets_no_new_connections_and_comes_back() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    create(manager, &["--name", "web", "-p", "8080:80", "--mode", "global"]);
+    manager.wait_for_running("web", 3, LONG).unwrap();
+    let target = manager.port_v4(8080);
+    let nodes = || -> anyhow::Result<BTreeSet<String>> {
+        let mut nodes = BTreeSet::new();
+        for _ in 0..30 {
+            nodes.insert(lab.client().ask(target)?.node);
+        }
+        Ok(nodes)
+    };
+    wait_until("all nodes answer", SHORT, || Ok(nodes()?.len() == 3)).unwrap();
+    // Not the leader: its loss is another test.
+    let leader = manager.leader().unwrap();
+    let lost = lab.hosts()[1..].iter().find(|host| host.name() != leader).unwrap();
+    lost.cut().unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let left = nodes().unwrap();
+    assert!(!left.contains(lost.name()), "{left:?}");
+    lost.mend().unwrap();
+    wait_until("all nodes answer again", LONG, || Ok(nodes()?.len() == 3)).unwrap();
+}
+
+#[test]
+fn names_and_traffic_go_on_without_the_daemon_and_what_is_deleted_comes_back() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    manager.shoal(&["network", "create", "-d", "overlay", "back"]).unwrap().ok().unwrap();
+    create(manager, &["--name", "db", "--network", "back", "-p", "8080:80", "--mode", "global"]);
+    let tasks = manager.wait_for_running("db", 3, LONG).unwrap();
+    let task = tasks.iter().find(|task| task.node == "h3").unwrap();
+    let vip = address_of(&lab, task, "db");
+    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+
+    let third = lab.host(3);
+    third.kill().unwrap();
+    assert_eq!(third.resolve(&task.id, "a", "db").unwrap(), [vip], "names without the daemon");
+    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+    lab.client().ask(third.port_v4(8080)).unwrap();
+    third.start().unwrap();
+    manager.wait_for_nodes(3, LONG).unwrap();
+
+    third.inside("nft", &["flush", "ruleset"]).unwrap();
+    wait_until("the rules to come back", SHORT, || {
+        lab.client().ask(third.port_v4(8080)).map(|_| true)
+    })
+    .unwrap();
+    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+    assert_eq!(third.resolve(&task.id, "a", "db").unwrap(), [vip]);
+}
