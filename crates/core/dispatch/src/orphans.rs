@@ -41,7 +41,7 @@ impl Decider for Orphans {
         let node = match event {
             Event::Node(node) => Some(*node),
             Event::Task { node, .. } => *node,
-            Event::Service(_) | Event::Cluster => None,
+            Event::Service(_) | Event::Network(_) | Event::Cluster => None,
         };
         dirty.extend(node.filter(|node| is_silent(view, *node)));
     }

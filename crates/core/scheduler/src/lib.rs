@@ -46,7 +46,7 @@ impl Decider for Scheduler {
                 view.pending_count() > 0
                     || view.service(*service).is_some_and(|service| reason::stands(service))
             }
-            Event::Cluster => false,
+            Event::Cluster | Event::Network(_) => false,
         };
         if concerns {
             dirty.insert(());

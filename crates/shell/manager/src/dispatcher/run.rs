@@ -272,6 +272,9 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         match event {
             Event::Task { node, .. } => self.dirty.extend(*node),
             Event::Cluster => self.dirty.extend(self.sessions.keys()),
+            Event::Network(id) => {
+                self.dirty.extend(self.view.nodes_on_network(*id).map(|(node, _)| node));
+            }
             Event::Node(id) => {
                 let Some(node) = self.view.node(*id).cloned() else {
                     self.managers.remove(id);

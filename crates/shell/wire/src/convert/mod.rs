@@ -7,6 +7,7 @@
 
 mod cluster;
 mod fault;
+mod network;
 mod node;
 mod service;
 mod spec;
