@@ -3,7 +3,7 @@
 //! Owns: reading the machine's size, kernel and platform.
 //! Invariant: never fails; what cannot be read is empty or zero.
 
-use types::{Labels, NodeDescription, Platform, Resources};
+use types::{DataPath, Labels, NodeDescription, Platform, Resources};
 
 /// Facts of the machine.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +49,7 @@ impl Machine {
             engine_version: env!("CARGO_PKG_VERSION").into(),
             engine_labels: labels.clone(),
             images,
+            data_path: DataPath::default(),
         }
     }
 }

@@ -156,6 +156,41 @@ impl Control for Gate {
         Control::get_task(&self.api().await?, named(request)).await
     }
 
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Result<Response<v1::CreateNetworkResponse>, Status> {
+        Control::create_network(&self.api().await?, named(request)).await
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<v1::ListNetworksRequest>,
+    ) -> Result<Response<v1::NetworkList>, Status> {
+        Control::list_networks(&self.api().await?, named(request)).await
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Result<Response<v1::NetworkView>, Status> {
+        Control::get_network(&self.api().await?, named(request)).await
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        Control::remove_network(&self.api().await?, named(request)).await
+    }
+
+    async fn prune_networks(
+        &self,
+        request: Request<v1::PruneNetworksRequest>,
+    ) -> Result<Response<v1::PruneNetworksResponse>, Status> {
+        Control::prune_networks(&self.api().await?, named(request)).await
+    }
+
     type LogsStream = <crate::manager_part::Api as Control>::LogsStream;
 
     async fn logs(

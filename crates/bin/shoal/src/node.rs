@@ -26,8 +26,8 @@ use state::{Author, Change, ChangeSet, Proposal};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use types::{
-    ClusterId, Condition, ErrorCode, Fault, ManagerStatus, NodeDescription, NodeId, NodeRole,
-    NodeSpec, NodeState, NodeStatus,
+    ClusterId, Condition, ErrorCode, Fault, ManagerStatus, NetworkSpec, NodeDescription, NodeId,
+    NodeRole, NodeSpec, NodeState, NodeStatus,
 };
 use wire::v1;
 
@@ -370,6 +370,7 @@ impl Node {
         let changes = vec![
             Change::CreateCluster(Box::new(plan.cluster.clone())),
             Change::CreateNode(Box::new(node)),
+            Change::CreateNetwork { id: plan.ingress, spec: Arc::new(NetworkSpec::ingress()) },
         ];
         let atoms = vec![ChangeSet { author: Author::Api, changes }];
         let applied = manager.store.propose(Proposal { time: self.clock.now(), atoms }).await?;

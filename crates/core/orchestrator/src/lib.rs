@@ -52,6 +52,7 @@ impl Decider for Orchestrator {
                 dirty.extend(view.services().filter(global).map(|service| service.id));
             }
             Event::Cluster => Self::mark_all(view, dirty),
+            Event::Network(_) => {}
         }
     }
 

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use base::{IdSource, Timestamp};
 use types::{
-    Cluster, ClusterSpec, ErrorCode, Fault, Meta, Node, NodeId, NodeSpec, Reason, Revision,
-    Service, ServiceId, ServiceSpec, Slot, SlotKey, Tally, Task, TaskId, TaskState, TaskStatus,
-    limits,
+    Cluster, ClusterSpec, ErrorCode, Fault, Meta, Node, NodeId, NodeSpec, ServiceId, Slot, Task,
+    TaskId, TaskState, TaskStatus, limits,
 };
 
 use crate::change::{Change, ChangeSet};
@@ -47,6 +46,12 @@ pub enum Refusal {
     /// The cluster is as large as it may get.
     #[error("the cluster has {max} {what} already, no more are allowed")]
     Full { what: &'static str, max: usize },
+    /// Decided on a state gone by: decide again. A user: choose another one.
+    #[error("{what} is held by {by} already")]
+    Taken { what: String, by: String },
+    /// A bug, or decided on a state gone by: decide again.
+    #[error("{what} cannot be given out: {why}")]
+    Unfit { what: String, why: &'static str },
     /// What the API's checks would have refused.
     #[error("{0}")]
     Invalid(Fault),
@@ -58,9 +63,11 @@ impl Refusal {
     pub fn to_fault(&self) -> Fault {
         let code = match self {
             Self::Missing { .. } => ErrorCode::NotFound,
-            Self::NameTaken { .. } | Self::Exists { .. } => ErrorCode::Conflict,
+            Self::NameTaken { .. } | Self::Exists { .. } | Self::Taken { .. } => {
+                ErrorCode::Conflict
+            }
             Self::OutOfDate { .. } | Self::WrongState { .. } => ErrorCode::OutOfDate,
-            Self::NotTheWriter { .. } => ErrorCode::Internal,
+            Self::NotTheWriter { .. } | Self::Unfit { .. } => ErrorCode::Internal,
             Self::Full { .. } => ErrorCode::FailedPrecondition,
             Self::Invalid(fault) => return fault.clone(),
         };
@@ -159,7 +166,7 @@ impl Snapshot {
             Change::UpdateService { id, expect, spec } => {
                 self.update_service(stamp, *id, *expect, spec, events)
             }
-            Change::RemoveService(id) => self.remove_service(*id, events),
+            Change::RemoveService(id) => self.remove_service(stamp, *id, events),
             Change::SetUpdateStatus { id, status } => {
                 self.with_service(stamp, *id, events, |s| s.update.clone_from(status))
             }
@@ -185,12 +192,14 @@ impl Snapshot {
                 reports.iter().for_each(|(id, status)| self.report(stamp, *id, status, events));
                 Ok(())
             }
-            Change::RemoveTasks(ids) => ids.iter().try_for_each(|id| self.remove_task(*id, events)),
+            Change::RemoveTasks(ids) => {
+                ids.iter().try_for_each(|id| self.remove_task(stamp, *id, events))
+            }
             Change::SetTally { service, slot, tally } => {
                 self.set_tally(*service, *slot, tally.as_ref());
                 Ok(())
             }
-            _ => Ok(()),
+            other => self.apply_network_change(stamp, other, events),
         }
     }
 
@@ -223,7 +232,7 @@ impl Snapshot {
         })
     }
 
-    fn with_cluster(
+    pub(crate) fn with_cluster(
         &mut self,
         stamp: Stamp,
         events: &mut Vec<Event>,
@@ -322,126 +331,6 @@ impl Snapshot {
         Ok(())
     }
 
-    fn create_service(
-        &mut self,
-        stamp: Stamp,
-        id: ServiceId,
-        spec: &Arc<ServiceSpec>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Refusal> {
-        spec.check().map_err(Refusal::Invalid)?;
-        if self.services.contains_key(&id) {
-            return Err(Refusal::Exists { what: format!("service {id}") });
-        }
-        if self.services.len() >= limits::SERVICES_MAX {
-            return Err(Refusal::Full { what: "services", max: limits::SERVICES_MAX });
-        }
-        let name: Arc<str> = spec.name.to_lowercase().into();
-        if self.names.contains_key(&name) {
-            return Err(Refusal::NameTaken { name: spec.name.clone() });
-        }
-        self.names.insert(name, id);
-        self.add_revision(id, stamp.index, spec);
-        let service = Service {
-            id,
-            meta: born(stamp),
-            spec: Arc::clone(spec),
-            previous: None,
-            revision: stamp.index,
-            update: None,
-            reasons: Vec::new(),
-        };
-        self.services.insert(id, Arc::new(service));
-        events.push(Event::Service(id));
-        Ok(())
-    }
-
-    fn update_service(
-        &mut self,
-        stamp: Stamp,
-        id: ServiceId,
-        expect: u64,
-        spec: &Arc<ServiceSpec>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Refusal> {
-        spec.check().map_err(Refusal::Invalid)?;
-        let old = Arc::clone(self.services.get(&id).ok_or_else(|| missing("service", &id))?);
-        check_version(&format!("service {}", old.spec.name), Some(old.meta.spec_version), expect)?;
-        if old.spec.name != spec.name {
-            return Err(Refusal::Invalid(Fault {
-                code: ErrorCode::Unimplemented,
-                ..Fault::invalid("--name", "renaming services is not supported")
-            }));
-        }
-        if old.spec.mode.name() != spec.mode.name() {
-            return Err(Refusal::Invalid(Fault {
-                code: ErrorCode::Unimplemented,
-                ..Fault::invalid("--mode", "service mode change is not allowed")
-            }));
-        }
-        let changed = old.spec.task != spec.task || old.spec.endpoint != spec.endpoint;
-        if changed {
-            self.add_revision(id, stamp.index, spec);
-        }
-        self.with_service(stamp, id, events, |s| {
-            s.previous = Some(Arc::clone(&old.spec));
-            s.spec = Arc::clone(spec);
-            s.meta.spec_version = stamp.index;
-            if changed {
-                s.revision = stamp.index;
-                s.update = None;
-            }
-        })?;
-        self.release_revision((id, old.revision));
-        Ok(())
-    }
-
-    fn add_revision(&mut self, service: ServiceId, number: u64, spec: &ServiceSpec) {
-        let revision = Revision::new(service, number, Arc::new(spec.task.clone()));
-        self.revisions.insert((service, number), Arc::new(revision));
-    }
-
-    fn with_service(
-        &mut self,
-        stamp: Stamp,
-        id: ServiceId,
-        events: &mut Vec<Event>,
-        change: impl FnOnce(&mut Service),
-    ) -> Result<(), Refusal> {
-        let found = self.services.get(&id).ok_or_else(|| missing("service", &id))?;
-        let mut service = (**found).clone();
-        change(&mut service);
-        touch(&mut service.meta, stamp);
-        self.services.insert(id, Arc::new(service));
-        events.push(Event::Service(id));
-        Ok(())
-    }
-
-    fn remove_service(&mut self, id: ServiceId, events: &mut Vec<Event>) -> Result<(), Refusal> {
-        let service = self.services.remove(&id).ok_or_else(|| missing("service", &id))?;
-        self.names.remove(service.spec.name.to_lowercase().as_str());
-        let slots: Vec<SlotKey> = self.tallies_of_service(id).map(|(slot, _)| slot).collect();
-        slots.iter().for_each(|slot| drop(self.tallies.remove(&(id, *slot))));
-        self.release_revision((id, service.revision));
-        events.push(Event::Service(id));
-        Ok(())
-    }
-
-    fn set_reason(
-        &mut self,
-        stamp: Stamp,
-        id: ServiceId,
-        decider: &str,
-        reason: Option<&Reason>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Refusal> {
-        self.with_service(stamp, id, events, |s| {
-            s.reasons.retain(|r| r.decider != decider);
-            s.reasons.extend(reason.cloned());
-            s.reasons.sort_by(|a, b| a.decider.cmp(&b.decider));
-        })
-    }
-
     fn create_tasks(
         &mut self,
         stamp: Stamp,
@@ -486,6 +375,7 @@ impl Snapshot {
             node,
             desired: batch.desired,
             status: TaskStatus { at: stamp.time, ..TaskStatus::default() },
+            network: None,
         };
         if self.tasks.contains_key(&task.id) {
             return Err(Refusal::Exists { what: format!("task {}", task.id) });
@@ -515,7 +405,7 @@ impl Snapshot {
         })
     }
 
-    fn with_task(
+    pub(crate) fn with_task(
         &mut self,
         stamp: Stamp,
         id: TaskId,
@@ -526,6 +416,7 @@ impl Snapshot {
         let mut task = (*old).clone();
         change(&mut task);
         touch(&mut task.meta, stamp);
+        self.net.rest_of_task(stamp.time, &old, Some(&task));
         self.store_task(Some(&old), task, events);
         Ok(())
     }
@@ -549,23 +440,18 @@ impl Snapshot {
         }
     }
 
-    fn remove_task(&mut self, id: TaskId, events: &mut Vec<Event>) -> Result<(), Refusal> {
+    fn remove_task(
+        &mut self,
+        stamp: Stamp,
+        id: TaskId,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Refusal> {
         let task = self.tasks.remove(&id).ok_or_else(|| missing("task", &id))?;
+        self.net.rest_of_task(stamp.time, &task, None);
         self.reindex(Some(&task), None);
         self.release_revision((task.service, task.revision));
         events.push(Event::Task { task: id, service: task.service, node: task.node });
         Ok(())
-    }
-
-    fn set_tally(&mut self, service: ServiceId, slot: SlotKey, tally: Option<&Tally>) {
-        match tally {
-            Some(tally) if self.services.contains_key(&service) => {
-                self.tallies.insert((service, slot), Arc::new(tally.clone()));
-            }
-            _ => {
-                self.tallies.remove(&(service, slot));
-            }
-        }
     }
 }
 
@@ -577,21 +463,21 @@ struct Batch {
     desired: TaskState,
 }
 
-fn born(stamp: Stamp) -> Meta {
+pub(crate) fn born(stamp: Stamp) -> Meta {
     let (at, index) = (stamp.time, stamp.index);
     Meta { created: at, updated: at, version: index, spec_version: index }
 }
 
-fn touch(meta: &mut Meta, stamp: Stamp) {
+pub(crate) fn touch(meta: &mut Meta, stamp: Stamp) {
     meta.updated = stamp.time;
     meta.version = stamp.index;
 }
 
-fn missing(kind: &str, id: &impl std::fmt::Display) -> Refusal {
+pub(crate) fn missing(kind: &str, id: &impl std::fmt::Display) -> Refusal {
     Refusal::Missing { what: format!("{kind} {id}") }
 }
 
-fn check_version(what: &str, found: Option<u64>, expect: u64) -> Result<(), Refusal> {
+pub(crate) fn check_version(what: &str, found: Option<u64>, expect: u64) -> Result<(), Refusal> {
     match found {
         None => Err(Refusal::Missing { what: what.to_owned() }),
         Some(version) if version != expect => Err(Refusal::OutOfDate { what: what.to_owned() }),

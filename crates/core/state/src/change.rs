@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use base::Timestamp;
 use types::{
-    Cluster, ClusterSpec, ManagerStatus, Node, NodeDescription, NodeId, NodeRole, NodeSpec,
-    NodeStatus, Reason, ServiceId, ServiceSpec, SlotKey, Tally, TaskId, TaskState, TaskStatus,
-    UpdateStatus,
+    Cluster, ClusterSpec, Endpoint, ManagerStatus, NetworkId, NetworkSpec, Node, NodeDescription,
+    NodeId, NodeRole, NodeSpec, NodeStatus, Reason, ServiceId, ServiceSpec, SlotKey, Subnet, Tally,
+    TaskId, TaskNetwork, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// One change. Lists of tasks keep a change of thousands small.
@@ -102,6 +102,24 @@ pub enum Change {
         slot: SlotKey,
         tally: Option<Tally>,
     },
+    CreateNetwork {
+        id: NetworkId,
+        spec: Arc<NetworkSpec>,
+    },
+    RemoveNetwork(NetworkId),
+    /// Gives a network its identifier, MTU and subnets; later a further subnet behind those it has.
+    AllocateNetwork {
+        id: NetworkId,
+        vni: u32,
+        mtu: u32,
+        subnets: Vec<Subnet>,
+    },
+    SetEndpoint {
+        service: ServiceId,
+        endpoint: Option<Arc<Endpoint>>,
+    },
+    /// New → Pending, with what the tasks are given of the network.
+    AttachTasks(Vec<(TaskId, TaskNetwork)>),
 }
 
 /// Who made a change set.
@@ -157,8 +175,14 @@ impl Author {
             | Change::RemoveNode(_)
             | Change::CreateService { .. }
             | Change::UpdateService { .. }
-            | Change::RemoveService(_) => self == Self::Api,
-            Change::SetNodeNumber { .. } | Change::AdmitTasks(_) => self == Self::Allocator,
+            | Change::RemoveService(_)
+            | Change::CreateNetwork { .. }
+            | Change::RemoveNetwork(_) => self == Self::Api,
+            Change::SetNodeNumber { .. }
+            | Change::AdmitTasks(_)
+            | Change::AllocateNetwork { .. }
+            | Change::SetEndpoint { .. }
+            | Change::AttachTasks(_) => self == Self::Allocator,
             Change::SetUpdateStatus { .. }
             | Change::CreateTasks { .. }
             | Change::DesireTasks { .. }

@@ -32,6 +32,7 @@ impl Snapshot {
         self.reindex_node(old, new);
         self.reindex_queues(old, new);
         self.reindex_counts(old, new);
+        self.net.reindex_task(old, new);
     }
 
     fn reindex_node(&mut self, old: Option<&Task>, new: Option<&Task>) {

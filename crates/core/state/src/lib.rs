@@ -6,11 +6,15 @@
 //! and no randomness, so every manager that applies the same changes has the same state.
 
 mod apply;
+mod apply_network;
+mod apply_service;
 mod change;
 mod decide;
 mod event;
 mod index;
+mod index_network;
 mod member;
+mod networks;
 mod restore;
 mod snapshot;
 mod verify;
@@ -21,6 +25,7 @@ pub use decide::{Ctx, Decider, Note, Plan};
 pub use event::Event;
 pub use index::Usage;
 pub use member::Member;
+pub use networks::{Holder, Resting};
 pub use restore::{Restore, RestoreError};
 pub use snapshot::Snapshot;
 pub use verify::verify;

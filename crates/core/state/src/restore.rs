@@ -3,12 +3,16 @@
 //! Owns: the order in which records become tables and indexes, and the check of their references.
 //! Invariant: what it returns is a state that `apply` could have made, or an error.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use base::Timestamp;
-use types::{Cluster, Node, NodeId, Revision, Service, ServiceId, SlotKey, Tally, Task, TaskId};
+use types::{
+    Cluster, Network, NetworkId, Node, NodeId, Revision, Service, ServiceId, SlotKey, Tally, Task,
+    TaskId,
+};
 
-use crate::Snapshot;
+use crate::{Holder, Resting, Snapshot};
 
 /// Collects records in any order.
 #[derive(Debug, Default)]
@@ -28,6 +32,14 @@ pub enum RestoreError {
     RevisionMissing { task: TaskId, service: ServiceId, revision: u64 },
     #[error("service {service} has no current revision")]
     CurrentRevisionMissing { service: ServiceId },
+    #[error("network name {name} occurs twice")]
+    NetworkTwice { name: String },
+    #[error("VXLAN network identifier {vni} is given twice")]
+    VniTwice { vni: u32 },
+    #[error("address {address} of network {network} is held twice")]
+    AddressTwice { network: NetworkId, address: IpAddr },
+    #[error("port {port} is published twice")]
+    PortTwice { port: u16 },
 }
 
 impl Restore {
@@ -64,8 +76,53 @@ impl Restore {
         self.state.removed.insert(node, until);
     }
 
+    pub fn network(&mut self, network: Network) {
+        self.state.net.networks.insert(network.id, Arc::new(network));
+    }
+
+    pub fn resting(&mut self, what: Resting, until: Timestamp) {
+        self.state.net.rest(what, until);
+    }
+
     /// Checks the references and derives the indexes.
     pub fn finish(mut self) -> Result<Snapshot, RestoreError> {
+        self.finish_networks()?;
+        self.finish_services()?;
+        self.finish_tasks()?;
+        Ok(self.state)
+    }
+
+    fn finish_networks(&mut self) -> Result<(), RestoreError> {
+        let networks: Vec<Arc<Network>> = self.state.net.networks.values().cloned().collect();
+        for network in networks {
+            let name = network.spec.name.to_lowercase();
+            if self.state.net.names.insert(name.as_str().into(), network.id).is_some() {
+                return Err(RestoreError::NetworkTwice { name });
+            }
+            let vni = network.vni;
+            if vni != 0 && self.state.net.vnis.insert(vni, network.id).is_some() {
+                return Err(RestoreError::VniTwice { vni });
+            }
+            if network.spec.ingress {
+                self.state.net.ingress = Some(network.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_services(&mut self) -> Result<(), RestoreError> {
+        let services: Vec<Arc<Service>> = self.state.services.values().cloned().collect();
+        for service in services {
+            self.check_free(service.held(), Holder::Service(service.id))?;
+            let net = &mut self.state.net;
+            let mut ports = service.endpoint.iter().flat_map(|endpoint| endpoint.mesh_ports());
+            if let Some(twice) =
+                ports.find(|port| net.mesh_ports.contains_key(&(port.protocol, port.published)))
+            {
+                return Err(RestoreError::PortTwice { port: twice.published });
+            }
+            net.reindex_service(None, Some(&service));
+        }
         for service in self.state.services.values() {
             let name = service.spec.name.to_lowercase();
             if self.state.names.insert(name.as_str().into(), service.id).is_some() {
@@ -75,16 +132,35 @@ impl Restore {
                 return Err(RestoreError::CurrentRevisionMissing { service: service.id });
             }
         }
-        for task in self.tasks {
+        Ok(())
+    }
+
+    fn finish_tasks(&mut self) -> Result<(), RestoreError> {
+        for task in std::mem::take(&mut self.tasks) {
             let (service, revision) = (task.service, task.revision);
             if !self.state.revisions.contains_key(&(service, revision)) {
                 return Err(RestoreError::RevisionMissing { task: task.id, service, revision });
             }
+            self.check_free(task.held(), Holder::Task(task.id))?;
             self.state.reindex(None, Some(&task));
             if let Some(twice) = self.state.tasks.insert(task.id, Arc::new(task)) {
                 return Err(RestoreError::TaskTwice { task: twice.id });
             }
         }
-        Ok(self.state)
+        Ok(())
+    }
+
+    fn check_free<'a>(
+        &self,
+        held: impl Iterator<Item = &'a types::Attachment>,
+        holder: Holder,
+    ) -> Result<(), RestoreError> {
+        let addresses = held.flat_map(|one| one.addresses().map(|address| (one.network, address)));
+        for (network, address) in addresses {
+            if self.state.holder(network, address).is_some_and(|other| other != holder) {
+                return Err(RestoreError::AddressTwice { network, address });
+            }
+        }
+        Ok(())
     }
 }

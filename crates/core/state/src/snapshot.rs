@@ -13,8 +13,9 @@ use types::{
 };
 
 use crate::index::Usage;
+use crate::networks::Networks;
 
-/// The whole state at one index. Cloning it costs some forty counters, whatever its size.
+/// The whole state at one index. Cloning it costs some sixty counters, whatever its size.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub(crate) index: u64,
@@ -35,6 +36,7 @@ pub struct Snapshot {
     pub(crate) usage: OrdMap<NodeId, Usage>,
     pub(crate) placed: OrdMap<(ServiceId, NodeId), u32>,
     pub(crate) revision_users: OrdMap<(ServiceId, u64), u32>,
+    pub(crate) net: Networks,
 }
 
 impl Snapshot {
@@ -103,6 +105,10 @@ impl Snapshot {
     #[must_use]
     pub fn revision(&self, service: ServiceId, number: u64) -> Option<&Arc<Revision>> {
         self.revisions.get(&(service, number))
+    }
+
+    pub fn revisions_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Revision>> {
+        self.revisions.range((service, 0)..=(service, u64::MAX)).map(|(_, revision)| revision)
     }
 
     pub fn revisions(&self) -> impl Iterator<Item = &Arc<Revision>> {

@@ -18,6 +18,8 @@ pub fn verify(view: &Snapshot) -> Result<(), String> {
     for ((service, slot), tally) in &view.tallies {
         restore.tally(*service, *slot, (**tally).clone());
     }
+    view.net.networks.values().for_each(|network| restore.network((**network).clone()));
+    view.net.resting.iter().for_each(|(what, until)| restore.resting(*what, *until));
     view.removed.iter().for_each(|(id, until)| restore.removed(*id, *until));
     let fresh = restore.finish().map_err(|error| error.to_string())?;
     let same = [
@@ -29,6 +31,7 @@ pub fn verify(view: &Snapshot) -> Result<(), String> {
         ("usage", fresh.usage == view.usage),
         ("placed", fresh.placed == view.placed),
         ("revision_users", fresh.revision_users == view.revision_users),
+        ("networks", fresh.net == view.net),
     ];
     match same.iter().find(|(_, same)| !same) {
         Some((index, _)) => Err(format!("index {index} differs from a fresh derivation")),

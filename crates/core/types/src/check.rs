@@ -4,7 +4,11 @@
 //! Does not know: other objects; whether a name is taken is the store's to say.
 //! Invariant: nothing that this version cannot act on gets past it.
 
+mod network;
+
 use base::Millis;
+
+pub use network::{POOL_MASK, check_address_pools, check_network_spec};
 
 use crate::limits::{
     CERTIFICATE_EXPIRY_MAX, CERTIFICATE_EXPIRY_MIN, CPU_NANOS_MIN, DURATION_MAX, HEARTBEAT_MAX,
@@ -36,9 +40,7 @@ impl ServiceSpec {
         if self.update.is_some() || self.rollback.is_some() {
             return Err(unsupported("spec.update", "update and rollback configuration"));
         }
-        if self.endpoint.as_ref().is_some_and(|e| !e.ports.is_empty() || !e.mode.is_empty()) {
-            return Err(unsupported("--publish", "published ports"));
-        }
+        network::check_service(self)?;
         if self.task.placement.max_replicas > 0 && !matches!(self.mode, ServiceMode::Replicated(_))
         {
             return Err(Fault::invalid(
@@ -73,7 +75,6 @@ impl TaskSpec {
         }
         let absent = [
             (self.log_driver.is_some(), "--log-driver"),
-            (!self.networks.is_empty(), "--network"),
             (self.memory_swap_bytes.is_some(), "--memory-swap"),
             (self.memory_swappiness.is_some(), "--memory-swappiness"),
         ];
@@ -112,6 +113,8 @@ impl ContainerSpec {
         check_text("--user", &self.user)?;
         check_signal(&self.stop_signal)?;
         check_duration("--stop-grace-period", self.stop_grace())?;
+        network::check_hosts(&self.hosts)?;
+        self.dns.as_ref().map_or(Ok(()), network::check_dns)?;
         self.check_absent()
     }
 
@@ -123,8 +126,6 @@ impl ContainerSpec {
             (self.init.is_some(), "--init"),
             (!self.mounts.is_empty(), "--mount"),
             (self.healthcheck.is_some(), "--health-cmd"),
-            (!self.hosts.is_empty(), "--host"),
-            (self.dns.is_some(), "--dns"),
             (!self.secrets.is_empty(), "--secret"),
             (!self.configs.is_empty(), "--config"),
             (!self.sysctls.is_empty(), "--sysctl"),

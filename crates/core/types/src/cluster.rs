@@ -3,11 +3,13 @@
 //! Owns: the one record of that kind.
 //! Invariant: its secrets are not printed, not even for debugging.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
 
 use base::Millis;
+use ipnet::Ipv6Net;
 
-use crate::{ClusterId, Labels, Meta, limits};
+use crate::{ClusterId, Labels, Meta, PortProtocol, limits};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterSpec {
@@ -58,6 +60,12 @@ pub struct Cluster {
     pub address_pools: Vec<String>,
     pub address_pool_mask: u32,
     pub next_node_number: u32,
+    /// The /48 that IPv6 subnets are cut of; `None` in a cluster that was made without.
+    pub ula_prefix: Option<Ipv6Net>,
+    /// Where the search for the next free VXLAN network identifier begins.
+    pub next_vni: u32,
+    /// Where the search for the next free dynamic port begins, by protocol.
+    pub next_ports: BTreeMap<PortProtocol, u16>,
 }
 
 impl Debug for Cluster {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::{EndpointMode, NetworkDriver, NetworkId, NodeId, PortProtocol, ServiceId, TaskId};
+use crate::{EndpointMode, NetworkDriver, NetworkId, NodeId, PortSpec, ServiceId, TaskId};
 
 /// A network that this node takes part in. Every node takes part in the ingress network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,48 +67,8 @@ pub struct ServicePart {
     pub ports: Vec<PortPart>,
 }
 
-/// One port of a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortPart {
-    /// May be empty.
-    pub name: String,
-    pub protocol: PortProtocol,
-    pub target: u16,
-    /// Zero: not published.
-    pub published: u16,
-    pub mode: PublishMode,
-    /// Address or interface that it is bound to on each node; empty: all.
-    pub host: String,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PublishMode {
-    /// On every node, by the mesh.
-    #[default]
-    Ingress = 1,
-    /// On the nodes of its tasks, by each task for itself.
-    Host = 2,
-}
-
-impl PublishMode {
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Host => "host",
-        }
-    }
-
-    /// The empty word is docker's default.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "" | "ingress" => Some(Self::Ingress),
-            "host" => Some(Self::Host),
-            _ => None,
-        }
-    }
-}
+/// One port of a service: on the ingress network never one of mode host.
+pub type PortPart = PortSpec;
 
 /// A task on one network, from when its node is known until it has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,23 +20,26 @@ mod spec;
 mod task;
 
 pub use capability::{CAPABILITIES, Capability};
-pub use check::{check_cluster_spec, check_labels, check_node_spec};
+pub use check::{
+    POOL_MASK, check_address_pools, check_cluster_spec, check_labels, check_network_spec,
+    check_node_spec,
+};
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};
 pub use directory::{
-    DirectoryUpdate, EndpointPart, NetworkPart, OwnPart, PeerPart, PortPart, PublishMode,
-    ServicePart,
+    DirectoryUpdate, EndpointPart, NetworkPart, OwnPart, PeerPart, PortPart, ServicePart,
 };
 pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
 pub use network::{
-    Attachment, Endpoint, EndpointMode, IpamPool, Network, NetworkDriver, NetworkSpec, PortBinding,
-    PortProtocol, Subnet, VirtualAddress,
+    Attachment, Endpoint, EndpointMode, Family, HostPort, IpamPool, Network, NetworkDriver,
+    NetworkSpec, PortBinding, PortProtocol, PublishMode, Subnet, TaskNetwork, VirtualAddress,
+    nets_overlap,
 };
 pub use node::{
-    Availability, Condition, ConditionCode, ManagerStatus, Node, NodeDescription, NodeRole,
-    NodeSpec, NodeState, NodeStatus, Platform,
+    Availability, Condition, ConditionCode, DataPath, ManagerStatus, Node, NodeDescription,
+    NodeRole, NodeSpec, NodeState, NodeStatus, Platform,
 };
 pub use service::{Reason, Revision, Service, UpdateState, UpdateStatus};
 pub use spec::{

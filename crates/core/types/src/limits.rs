@@ -59,6 +59,32 @@ pub const RESTART_BACKOFF_MAX: Millis = Millis::from_secs(300);
 /// How long a removed node's certificate stays refused.
 pub const REMOVED_NODE_MEMORY: Millis = Millis::from_secs(10 * 365 * 86_400);
 
+/// Networks of one cluster: ten times the design figure of 1,000.
+pub const NETWORKS_MAX: usize = 10_000;
+/// Networks of one service: as many interfaces as a container can sensibly have.
+pub const NETWORKS_PER_SERVICE_MAX: usize = 64;
+/// Ports of one service; a range counts each of its ports.
+pub const PORTS_PER_SERVICE_MAX: usize = 4_096;
+/// Subnets of one network: what one that keeps growing may come to.
+pub const SUBNETS_PER_NETWORK_MAX: usize = 256;
+/// Fixed addresses of one service on one network.
+pub const FIXED_ADDRESSES_MAX: usize = 4_096;
+/// Host routes that a node reports; further ones are left out, the widest stay.
+pub const REPORTED_ROUTES_MAX: usize = 512;
+/// The smallest packet that IPv4 and IPv6 must carry (RFC 791, RFC 8200), and the largest there is.
+pub const MTU_MIN: u32 = 576;
+pub const MTU_V6_MIN: u32 = 1_280;
+pub const MTU_MAX: u32 = 65_535;
+/// VXLAN network identifiers that are given out: docker's begin there; 24 bits.
+pub const VNI_MIN: u32 = 4_096;
+pub const VNI_MAX: u32 = (1 << 24) - 1;
+/// Dynamic ports of the mesh, as docker's.
+pub const MESH_PORT_MIN: u16 = 30_000;
+pub const MESH_PORT_MAX: u16 = 32_767;
+/// An address, a dynamic port or a VXLAN network identifier is not given out again for this long
+/// after it was freed: names and flows that still point to it must not reach somebody else.
+pub const REST_PERIOD: Millis = Millis::from_secs(60);
+
 /// A clock that differs more from the managers' is marked, and its manager does not lead.
 pub const CLOCK_TOLERANCE: Millis = Millis::from_secs(10);
 /// Tasks of a node that is down for this long are given up, as Swarm's.

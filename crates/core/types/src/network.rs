@@ -32,6 +32,84 @@ pub struct NetworkSpec {
     pub options: BTreeMap<String, String>,
 }
 
+impl NetworkSpec {
+    /// Option of the largest packet inside.
+    pub const MTU: &str = "com.docker.network.driver.mtu";
+    /// Option of the VXLAN network identifier.
+    pub const VNI: &str = "com.docker.network.driver.overlay.vxlanid_list";
+    /// Option of an encrypted data path.
+    pub const ENCRYPTED: &str = "encrypted";
+
+    /// The ingress network that a cluster begins with: of both families.
+    #[must_use]
+    pub fn ingress() -> Self {
+        Self { name: "ingress".into(), ingress: true, ipv4: true, ipv6: true, ..Self::default() }
+    }
+
+    /// The MTU asked for.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u32> {
+        self.options.get(Self::MTU)?.parse().ok()
+    }
+
+    /// The VXLAN network identifier asked for.
+    #[must_use]
+    pub fn vni(&self) -> Option<u32> {
+        self.options.get(Self::VNI)?.parse().ok()
+    }
+
+    /// Whether subnets of this family are to be had.
+    #[must_use]
+    pub fn wants(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6 || self.ingress,
+        }
+    }
+
+    /// The subnets asked for of one family.
+    pub fn pools_of(&self, family: Family) -> impl Iterator<Item = &IpamPool> {
+        let of =
+            move |pool: &&IpamPool| pool.subnet.is_some_and(|net| Family::of_net(net) == family);
+        self.ipam.iter().filter(of)
+    }
+}
+
+/// One of the two kinds of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4 = 4,
+    V6 = 6,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    #[must_use]
+    pub const fn of_net(net: IpNet) -> Self {
+        match net {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NetworkDriver {
     #[default]
@@ -93,6 +171,80 @@ pub struct Subnet {
     pub cursor: u64,
 }
 
+impl Subnet {
+    /// One without anything given out of it yet. Without a gateway it is the first address.
+    #[must_use]
+    pub fn new(net: IpNet, range: Option<IpNet>, gateway: Option<IpAddr>) -> Self {
+        let first = address_at(net, 1);
+        Self { net: net.trunc(), range, gateway: gateway.unwrap_or(first), cursor: 0 }
+    }
+
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        Family::of_net(self.net)
+    }
+
+    /// What addresses are given out of.
+    #[must_use]
+    pub fn pool(&self) -> IpNet {
+        self.range.unwrap_or(self.net)
+    }
+
+    /// Addresses of the pool, also those that nobody may hold.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let pool = self.pool();
+        1_u64.checked_shl(u32::from(pool.max_prefix_len() - pool.prefix_len())).unwrap_or(u64::MAX)
+    }
+
+    /// The address at an offset in the pool; what is past its end begins anew.
+    #[must_use]
+    pub fn address_at(&self, offset: u64) -> IpAddr {
+        address_at(self.pool(), offset % self.size())
+    }
+
+    /// Where in the pool an address is; `None`: outside.
+    #[must_use]
+    pub fn offset_of(&self, address: IpAddr) -> Option<u64> {
+        let pool = self.pool();
+        if !pool.contains(&address) {
+            return None;
+        }
+        u64::try_from(number_of(address) - number_of(pool.network())).ok()
+    }
+
+    /// Whether somebody may hold the address: it is inside, and neither the gateway nor one of the
+    /// ends. The first address of an IPv6 subnet is its routers' (RFC 4291, 2.6.1), the last one of
+    /// an IPv4 subnet its broadcast.
+    #[must_use]
+    pub fn may_hold(&self, address: IpAddr) -> bool {
+        self.net.contains(&address)
+            && address != self.gateway
+            && address != self.net.network()
+            && (self.family() == Family::V6 || address != self.net.broadcast())
+    }
+}
+
+/// Whether two networks have an address in common.
+#[must_use]
+pub fn nets_overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+fn number_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+fn address_at(net: IpNet, offset: u64) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(v4) => IpAddr::V4(v4.to_bits().wrapping_add(offset as u32).into()),
+        IpAddr::V6(v6) => IpAddr::V6(v6.to_bits().wrapping_add(u128::from(offset)).into()),
+    }
+}
+
 /// A network of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
@@ -130,6 +282,20 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// Without an address: nothing is given out on the predefined networks.
+    #[must_use]
+    pub const fn bare(network: NetworkId) -> Self {
+        Self { network, v4: None, v6: None }
+    }
+
+    /// Puts an address in its place.
+    pub fn set(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.v4 = Some(v4),
+            IpAddr::V6(v6) => self.v6 = Some(v6),
+        }
+    }
+
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
@@ -165,9 +331,10 @@ impl EndpointMode {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PortProtocol {
     /// Numbered as IP does (RFC 5237 registry).
+    #[default]
     Tcp = 6,
     Udp = 17,
     Sctp = 132,
@@ -200,6 +367,35 @@ impl PortProtocol {
     }
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PublishMode {
+    /// On every node, by the mesh.
+    #[default]
+    Ingress = 1,
+    /// On the nodes of its tasks, by each task for itself.
+    Host = 2,
+}
+
+impl PublishMode {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Host => "host",
+        }
+    }
+
+    /// The empty word is docker's default.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "" | "ingress" => Some(Self::Ingress),
+            "host" => Some(Self::Host),
+            _ => None,
+        }
+    }
+}
+
 /// A port of a node, as it must be kept from the node's own programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortBinding {
@@ -210,16 +406,53 @@ pub struct PortBinding {
 }
 
 /// The virtual addresses of a service on one network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct VirtualAddress {
-    pub network: NetworkId,
-    pub v4: Option<Ipv4Addr>,
-    pub v6: Option<Ipv6Addr>,
-}
+pub type VirtualAddress = Attachment;
 
 /// What a service was given: its virtual addresses, and its ports with the dynamic ones filled in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
+    /// In the order of the service's networks.
     pub vips: Vec<VirtualAddress>,
+    /// In the order of the spec; a dynamic port of mode host stays zero, for each node chooses one.
     pub ports: Vec<PortSpec>,
+}
+
+impl Endpoint {
+    /// Its virtual addresses on one network.
+    #[must_use]
+    pub fn vip(&self, network: NetworkId) -> Option<&VirtualAddress> {
+        self.vips.iter().find(|vip| vip.network == network)
+    }
+
+    /// Ports of the mesh, as every node publishes them.
+    pub fn mesh_ports(&self) -> impl Iterator<Item = &PortSpec> {
+        self.ports.iter().filter(|port| port.mode == PublishMode::Ingress)
+    }
+}
+
+/// What a task was given of the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskNetwork {
+    /// One for each network of its service, in that order: eth0, eth1…
+    pub attachments: Vec<Attachment>,
+    /// Its address on the ingress network, when its service publishes a port by the mesh.
+    pub mesh: Option<Attachment>,
+}
+
+impl TaskNetwork {
+    /// All that it holds, the ingress network last.
+    pub fn all(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.iter().chain(&self.mesh)
+    }
+}
+
+/// A port of a node that leads to one task.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    pub protocol: PortProtocol,
+    pub target: u16,
+    /// Zero: a free one, chosen when the container is attached.
+    pub published: u16,
+    /// Address or interface that it is bound to; empty: all.
+    pub host: String,
 }

@@ -3,7 +3,10 @@
 //! Owns: what is wanted of it, what it says of itself, and what is known of it.
 //! Invariant: `role` is what its certificate is issued for; `spec.role` is what is wanted.
 
+use std::net::IpAddr;
+
 use base::Timestamp;
+use ipnet::IpNet;
 
 use crate::{Labels, Meta, NodeId, Resources};
 
@@ -112,6 +115,19 @@ pub struct NodeDescription {
     pub engine_labels: Labels,
     /// References of the images it has, sorted.
     pub images: Vec<String>,
+    pub data_path: DataPath,
+}
+
+/// Where a node's data path ends, and what it must not collide with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataPath {
+    /// Where its VXLAN packets come from; `None`: not said yet.
+    pub address: Option<IpAddr>,
+    /// Bytes, of the link that has the address; zero: not known.
+    pub mtu: u32,
+    /// Networks that the host has routes to, sorted; default routes are not among them, nor those
+    /// that this cluster's networks made.
+    pub routes: Vec<IpNet>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base::Timestamp;
 
 use crate::constraint::Constraint;
-use crate::{Meta, Node, ServiceId, ServiceSpec, TaskSpec};
+use crate::{Endpoint, Meta, Node, PortSpec, ServiceId, ServiceSpec, TaskSpec, VirtualAddress};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -22,6 +22,15 @@ pub struct Service {
     pub update: Option<UpdateStatus>,
     /// Why it is not as wanted; one per decider, sorted by its name.
     pub reasons: Vec<Reason>,
+    /// What it was given of the network; `None`: nothing yet, or nothing is wanted.
+    pub endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Service {
+    /// The virtual addresses that it holds.
+    pub fn held(&self) -> impl Iterator<Item = &VirtualAddress> {
+        self.endpoint.iter().flat_map(|endpoint| &endpoint.vips)
+    }
 }
 
 /// One version of a service's template, shared by all tasks that run it.
@@ -30,6 +39,10 @@ pub struct Revision {
     pub service: ServiceId,
     pub number: u64,
     pub spec: Arc<TaskSpec>,
+    /// Ports that each of its tasks publishes for itself.
+    pub host_ports: Arc<[PortSpec]>,
+    /// Its tasks have an address on the ingress network.
+    pub mesh: bool,
     /// The constraints of `spec`, read once: every decision about a place asks for them.
     constraints: Arc<[Constraint]>,
 }
@@ -40,7 +53,35 @@ impl Revision {
     pub fn new(service: ServiceId, number: u64, spec: Arc<TaskSpec>) -> Self {
         let parse = |text: &String| Constraint::parse(text).ok();
         let constraints = spec.placement.constraints.iter().filter_map(parse).collect();
-        Self { service, number, spec, constraints }
+        Self { service, number, spec, host_ports: Arc::default(), mesh: false, constraints }
+    }
+
+    /// The same, with what its tasks publish.
+    #[must_use]
+    pub fn publishing(mut self, host_ports: Vec<PortSpec>, mesh: bool) -> Self {
+        self.host_ports = host_ports.into();
+        self.mesh = mesh;
+        self
+    }
+
+    /// The template of a service as it is wanted now.
+    #[must_use]
+    pub fn of(service: ServiceId, number: u64, spec: &ServiceSpec) -> Self {
+        Self::new(service, number, Arc::new(spec.task.clone()))
+            .publishing(spec.host_ports().cloned().collect(), spec.needs_ingress())
+    }
+
+    /// Its tasks are given something of the network before they can go anywhere.
+    #[must_use]
+    pub fn needs_network(&self) -> bool {
+        self.mesh || !self.spec.networks.is_empty()
+    }
+
+    /// What its tasks publish is the same: whoever changes from the one to the other need not be
+    /// replaced for that.
+    #[must_use]
+    pub fn publishes_as(&self, other: &Self) -> bool {
+        self.mesh == other.mesh && self.host_ports == other.host_ports
     }
 
     /// Whether the labels and so on of `node` are as the constraints want them.

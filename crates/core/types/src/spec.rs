@@ -5,10 +5,13 @@
 //! Invariant: defaults are docker's, so an empty field means what docker's users expect.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use base::Millis;
 
-use crate::{Labels, Platform, limits};
+use crate::{
+    EndpointMode, Family, Labels, NetworkId, Platform, PortProtocol, PublishMode, Slot, limits,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceSpec {
@@ -229,9 +232,31 @@ pub struct LogDriver {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkAttachment {
+    /// As a user writes it: name or id. Stored it is the id's text.
     pub target: String,
+    /// Further names of the service on this network.
     pub aliases: Vec<String>,
     pub driver_options: BTreeMap<String, String>,
+    /// Fixed addresses: the i-th of a family belongs to slot i.
+    pub addresses: Vec<IpAddr>,
+    /// Fixed virtual addresses, at most one of each family.
+    pub vips: Vec<IpAddr>,
+}
+
+impl NetworkAttachment {
+    /// The network, in a spec that is stored.
+    #[must_use]
+    pub fn network(&self) -> Option<NetworkId> {
+        self.target.parse().ok()
+    }
+
+    /// The address that belongs to a slot.
+    #[must_use]
+    pub fn address_of(&self, slot: Slot, family: Family) -> Option<IpAddr> {
+        let Slot::Replica(number) = slot else { return None };
+        let nth = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.addresses.iter().copied().filter(|at| Family::of(*at) == family).nth(nth)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,16 +301,59 @@ impl Default for UpdateConfig {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSpec {
-    pub mode: String,
+    pub mode: EndpointMode,
     pub ports: Vec<PortSpec>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A port that a service publishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortSpec {
+    /// May be empty; one that has a name is found by SRV queries.
     pub name: String,
-    pub protocol: String,
-    pub target: u32,
-    pub published: u32,
-    pub publish_mode: String,
-    pub host_address: String,
+    pub protocol: PortProtocol,
+    pub target: u16,
+    /// Zero: one is chosen; by the cluster for the mesh, else by each node.
+    pub published: u16,
+    pub mode: PublishMode,
+    /// Address or interface that it is bound to on each node; empty: all.
+    pub host: String,
+}
+
+impl ServiceSpec {
+    #[must_use]
+    pub fn endpoint_mode(&self) -> EndpointMode {
+        self.endpoint.as_ref().map(|endpoint| endpoint.mode).unwrap_or_default()
+    }
+
+    /// What it publishes, as asked for.
+    #[must_use]
+    pub fn ports(&self) -> &[PortSpec] {
+        self.endpoint.as_ref().map_or(&[], |endpoint| &endpoint.ports)
+    }
+
+    fn ports_of(&self, mode: PublishMode) -> impl Iterator<Item = &PortSpec> {
+        self.ports().iter().filter(move |port| port.mode == mode)
+    }
+
+    /// Ports that each task publishes for itself.
+    pub fn host_ports(&self) -> impl Iterator<Item = &PortSpec> {
+        self.ports_of(PublishMode::Host)
+    }
+
+    /// Ports that every node publishes.
+    pub fn mesh_ports(&self) -> impl Iterator<Item = &PortSpec> {
+        self.ports_of(PublishMode::Ingress)
+    }
+
+    /// Its tasks need an address on the ingress network.
+    #[must_use]
+    pub fn needs_ingress(&self) -> bool {
+        self.mesh_ports().next().is_some()
+    }
+
+    /// The networks that it is on, in the order of its tasks' interfaces; those that are not known
+    /// by id are left out.
+    pub fn networks(&self) -> impl Iterator<Item = (NetworkId, &NetworkAttachment)> {
+        self.task.networks.iter().filter_map(|one| Some((one.network()?, one)))
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use base::Timestamp;
 
-use crate::{Meta, NodeId, ServiceId, TaskId};
+use crate::{Attachment, HostPort, Meta, NodeId, ServiceId, TaskId, TaskNetwork};
 
 /// Numbered as Swarm's, so that a comparison tells what came first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +135,8 @@ pub struct TaskStatus {
     pub exit_code: Option<i32>,
     /// Ended by the kernel for want of memory.
     pub oom: bool,
+    /// Ports of its node that lead to it, the chosen ones filled in; `None`: no port.
+    pub ports: Option<Arc<Vec<HostPort>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,9 +150,18 @@ pub struct Task {
     pub node: Option<NodeId>,
     pub desired: TaskState,
     pub status: TaskStatus,
+    /// What it was given of the network when it was admitted; most tasks of large services have
+    /// nothing.
+    pub network: Option<Box<TaskNetwork>>,
 }
 
 impl Task {
+    /// What it holds on networks: nothing any more once it has ended.
+    pub fn held(&self) -> impl Iterator<Item = &Attachment> {
+        let network = self.network.as_deref().filter(|_| !self.status.state.is_terminal());
+        network.into_iter().flat_map(TaskNetwork::all)
+    }
+
     /// `None` for a global task without a node, which cannot be.
     #[must_use]
     pub fn slot_key(&self) -> Option<SlotKey> {

@@ -368,6 +368,7 @@ mod tests {
             previous: None,
             revision: 1,
             update: None,
+            endpoint: None,
             reasons: reasons
                 .iter()
                 .map(|message| Reason {

@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use base::Millis;
-use types::{Attachment, DirectoryUpdate, DnsConfig, PortProtocol};
+pub use types::HostPort;
+use types::{Attachment, DirectoryUpdate, DnsConfig};
 
 use crate::runtime::RuntimeError;
 
@@ -31,17 +32,6 @@ pub struct ContainerNetwork {
     /// `host-gateway`.
     pub hosts: Vec<String>,
     pub dns: DnsConfig,
-}
-
-/// A port of this node that leads to one container.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostPort {
-    pub protocol: PortProtocol,
-    pub target: u16,
-    /// Zero: a free one, chosen when the container is attached.
-    pub published: u16,
-    /// Address or interface that it is bound to; empty: all.
-    pub host: String,
 }
 
 /// What a container's network came to.

@@ -100,6 +100,7 @@ mod tests {
                 count: 2,
                 since: Timestamp(1_000),
             }],
+            endpoint: None,
         }
     }
 

@@ -232,12 +232,13 @@ pub(crate) fn endpoint(endpoint: &EndpointSpec) -> Value {
         .map(|port| {
             Object::new()
                 .filled("Name", port.name.as_str())
-                .with("Protocol", port.protocol.as_str())
+                .with("Protocol", port.protocol.name())
                 .with("TargetPort", port.target)
                 .filled("PublishedPort", port.published)
-                .with("PublishMode", port.publish_mode.as_str())
+                .with("PublishMode", port.mode.name())
+                .filled("HostAddress", port.host.as_str())
                 .build()
         })
         .collect();
-    Object::new().filled("Mode", endpoint.mode.as_str()).filled("Ports", ports).build()
+    Object::new().filled("Mode", endpoint.mode.name()).filled("Ports", ports).build()
 }

@@ -73,6 +73,7 @@ mod tests {
                 at: Timestamp(0),
                 ..TaskStatus::default()
             },
+            network: None,
         };
         let spec = TaskSpec::default();
         let facts = TaskFacts { spec: &spec, reason: "no suitable node" };

@@ -5,16 +5,18 @@
 //! Invariant: what is decoded, encoded again, is as long as it was: a field that this version does
 //! not know is met with an error, never skipped.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use base::Timestamp;
 use bytes::Bytes;
 use prost::Message;
-use state::{Author, Change, ChangeSet, Proposal, Restore, Snapshot};
-use types::{ErrorCode, Fault, NodeId, SlotKey, TaskId};
+use state::{Author, Change, ChangeSet, Proposal, Resting, Restore, Snapshot};
+use types::{ErrorCode, Fault, NodeId, PortProtocol, SlotKey, TaskId};
 
 use crate::store_v1 as form;
 use crate::store_v1::change::Change as Form;
+use crate::store_v1::resting::What;
 use crate::store_v1::snapshot_record::Record;
 use crate::{bytes_of, id as identity, v1};
 
@@ -221,6 +223,36 @@ fn task_change_to_wire(change: &Change) -> Form {
         Change::SetTally { service, slot, tally } => {
             Form::SetTally(tally_to_wire(*service, *slot, tally.as_ref()))
         }
+        other => network_change_to_wire(other),
+    }
+}
+
+fn network_change_to_wire(change: &Change) -> Form {
+    match change {
+        Change::CreateNetwork { id, spec } => Form::CreateNetwork(form::CreateNetwork {
+            id: bytes_of(id.0),
+            spec: Some(spec.as_ref().into()),
+        }),
+        Change::RemoveNetwork(id) => Form::RemoveNetwork(bytes_of(id.0)),
+        Change::AllocateNetwork { id, vni, mtu, subnets } => {
+            Form::AllocateNetwork(form::AllocateNetwork {
+                id: bytes_of(id.0),
+                vni: *vni,
+                mtu: *mtu,
+                subnets: subnets.iter().map(Into::into).collect(),
+            })
+        }
+        Change::SetEndpoint { service, endpoint } => Form::SetEndpoint(form::SetEndpoint {
+            service: bytes_of(service.0),
+            endpoint: endpoint.as_ref().map(|endpoint| endpoint.as_ref().into()),
+        }),
+        Change::AttachTasks(list) => {
+            let one = |(id, network): &(TaskId, types::TaskNetwork)| form::AttachTask {
+                id: bytes_of(id.0),
+                network: Some(network.into()),
+            };
+            Form::AttachTasks(form::AttachTasks { tasks: list.iter().map(one).collect() })
+        }
         // Every other change has been handled by the callers.
         _ => Form::RemoveTasks(form::Tasks::default()),
     }
@@ -369,8 +401,71 @@ fn task_change_from_wire(form: Form) -> Result<Change, Fault> {
             let (service, slot, tally) = tally_from_wire(f)?;
             Change::SetTally { service, slot, tally }
         }
+        other => network_change_from_wire(other)?,
+    })
+}
+
+fn network_change_from_wire(form: Form) -> Result<Change, Fault> {
+    Ok(match form {
+        Form::CreateNetwork(f) => Change::CreateNetwork {
+            id: identity(&f.id, "id")?,
+            spec: Arc::new(needed(f.spec, "spec")?),
+        },
+        Form::RemoveNetwork(id) => Change::RemoveNetwork(identity(&id, "id")?),
+        Form::AllocateNetwork(f) => Change::AllocateNetwork {
+            id: identity(&f.id, "id")?,
+            vni: f.vni,
+            mtu: f.mtu,
+            subnets: f.subnets.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        },
+        Form::SetEndpoint(f) => Change::SetEndpoint {
+            service: identity(&f.service, "service")?,
+            endpoint: f.endpoint.map(TryInto::try_into).transpose()?.map(Arc::new),
+        },
+        Form::AttachTasks(f) => {
+            let one = |f: form::AttachTask| -> Result<_, Fault> {
+                Ok((identity(&f.id, "id")?, needed(f.network, "network")?))
+            };
+            Change::AttachTasks(f.tasks.into_iter().map(one).collect::<Result<_, _>>()?)
+        }
         _ => return Err(stored_fault("is a change that this version does not know")),
     })
+}
+
+fn resting_to_wire(what: Resting, until: Timestamp) -> form::Resting {
+    let what = match what {
+        Resting::Address(network, address) => {
+            let address = match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            let network = bytes_of(network.0);
+            What::Address(form::RestingAddress { network, address: address.into() })
+        }
+        Resting::Port(protocol, port) => {
+            What::Port(form::RestingPort { protocol: protocol as u32, port: port.into() })
+        }
+        Resting::Vni(vni) => What::Vni(vni),
+    };
+    form::Resting { until: until.0, what: Some(what) }
+}
+
+fn resting_from_wire(form: &form::Resting) -> Result<(Resting, Timestamp), Fault> {
+    let bad = || stored_fault("rests without being anything");
+    let what = match form.what.as_ref().ok_or_else(bad)? {
+        What::Address(f) => {
+            let v4 = <[u8; 4]>::try_from(&*f.address).map(IpAddr::from);
+            let address = v4.or_else(|_| <[u8; 16]>::try_from(&*f.address).map(IpAddr::from));
+            Resting::Address(identity(&f.network, "network")?, address.map_err(|_| bad())?)
+        }
+        What::Port(f) => {
+            let protocol = i32::try_from(f.protocol).ok().and_then(PortProtocol::from_number);
+            let port = u16::try_from(f.port).map_err(|_| bad())?;
+            Resting::Port(protocol.ok_or_else(bad)?, port)
+        }
+        What::Vni(vni) => Resting::Vni(*vni),
+    };
+    Ok((what, Timestamp(form.until)))
 }
 
 /// Gives a snapshot to `sink`, record by record: a length (4 bytes, little-endian) and the record.
@@ -399,6 +494,12 @@ pub fn encode_snapshot<E>(
         records =
             put(Record::RemovedNode(form::RemovedNode { id: bytes_of(id.0), until: until.0 }))?;
     }
+    for network in view.networks() {
+        records = put(Record::Network((&**network).into()))?;
+    }
+    for (what, until) in view.resting() {
+        records = put(Record::Resting(resting_to_wire(what, until)))?;
+    }
     for service in view.services() {
         let service: v1::Service = (&**service).into();
         records = put(Record::Service(form::ServiceRecord { service: Some(service) }))?;
@@ -408,6 +509,8 @@ pub fn encode_snapshot<E>(
             service: bytes_of(revision.service.0),
             revision: revision.number,
             spec: Some((&*revision.spec).into()),
+            host_ports: revision.host_ports.iter().map(Into::into).collect(),
+            mesh: revision.mesh,
         }))?;
     }
     for task in view.tasks() {
@@ -458,7 +561,15 @@ fn restore_record(restore: &mut Restore, record: Record) -> Result<(), StoredErr
         Record::Revision(f) => {
             let spec: types::TaskSpec = needed(f.spec, "spec")?;
             let service = identity(&f.service, "service")?;
-            restore.revision(types::Revision::new(service, f.revision, Arc::new(spec)));
+            let ports = f.host_ports.into_iter().map(TryInto::try_into);
+            let ports = ports.collect::<Result<Vec<types::PortSpec>, Fault>>()?;
+            let revision = types::Revision::new(service, f.revision, Arc::new(spec));
+            restore.revision(revision.publishing(ports, f.mesh));
+        }
+        Record::Network(network) => restore.network(network.try_into()?),
+        Record::Resting(f) => {
+            let (what, until) = resting_from_wire(&f)?;
+            restore.resting(what, until);
         }
         Record::Task(f) => restore.task(needed(f.task, "task")?),
         Record::Tally(f) => {

@@ -53,6 +53,7 @@ pub fn pending(nodes: u64, services: u64, replicas: u32) -> Snapshot {
             revision: 1,
             update: None,
             reasons: Vec::new(),
+            endpoint: None,
         });
         for slot in 1..=replicas {
             restore.task(task(TaskId(ids.mint()), id, slot));
@@ -181,5 +182,6 @@ fn task(id: TaskId, service: ServiceId, slot: u32) -> Task {
         node: None,
         desired: TaskState::Running,
         status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },
+        network: None,
     }
 }

@@ -528,6 +528,9 @@ fn cluster() -> Cluster {
         address_pools: Vec::new(),
         address_pool_mask: 24,
         next_node_number: 1,
+        ula_prefix: "fd12:3456:789a::/48".parse().ok(),
+        next_vni: types::limits::VNI_MIN,
+        next_ports: std::collections::BTreeMap::new(),
     }
 }
 

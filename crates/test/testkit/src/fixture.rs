@@ -105,6 +105,7 @@ impl Builder {
                     revision: self.index,
                     update: None,
                     reasons: Vec::new(),
+                    endpoint: None,
                 };
                 self.services.insert(id, service);
             }
@@ -136,8 +137,7 @@ impl Builder {
     }
 
     fn add_revision(&mut self, service: ServiceId, spec: &ServiceSpec) {
-        let spec = Arc::new(spec.task.clone());
-        self.revisions.push(Revision::new(service, self.index, spec));
+        self.revisions.push(Revision::of(service, self.index, spec));
     }
 
     fn reason(&mut self, words: &[&str]) -> Option<()> {
@@ -204,6 +204,7 @@ impl Builder {
                 exit_code: pairs.get("exit").and_then(|v| v.parse().ok()),
                 ..TaskStatus::default()
             },
+            network: None,
         })
     }
 
@@ -241,6 +242,9 @@ fn cluster(spec: ClusterSpec) -> Cluster {
         address_pools: Vec::new(),
         address_pool_mask: 24,
         next_node_number: 1,
+        ula_prefix: "fd12:3456:789a::/48".parse().ok(),
+        next_vni: types::limits::VNI_MIN,
+        next_ports: BTreeMap::new(),
     }
 }
 

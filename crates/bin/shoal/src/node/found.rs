@@ -5,9 +5,10 @@
 
 use anyhow::Result;
 use base::{IdSource, Timestamp};
+use ipnet::Ipv6Net;
 use pki::files::Stored;
 use pki::{JoinToken, NodeKey, RootCa, Subject, TokenSecret};
-use types::{Availability, Cluster, ClusterId, ClusterSpec, Fault, NodeId};
+use types::{Availability, Cluster, ClusterId, ClusterSpec, Fault, NetworkId, NodeId};
 use wire::v1;
 
 use super::internal;
@@ -19,6 +20,8 @@ pub(super) struct InitPlan {
     pub(super) raft_id: u64,
     pub(super) availability: Availability,
     pub(super) cluster: Cluster,
+    /// The routing mesh's network, which the cluster begins with.
+    pub(super) ingress: NetworkId,
 }
 
 impl InitPlan {
@@ -29,6 +32,7 @@ impl InitPlan {
     ) -> Result<Self, Fault> {
         let spec = request.spec.clone().map(ClusterSpec::from).unwrap_or_default();
         types::check_cluster_spec(&spec)?;
+        types::check_address_pools(&request.address_pools, request.address_pool_mask)?;
         let availability = match request.availability {
             0 | 1 => Availability::Active,
             2 => Availability::Pause,
@@ -55,10 +59,14 @@ impl InitPlan {
             address_pools: request.address_pools.clone(),
             address_pool_mask: request.address_pool_mask,
             next_node_number: 1,
+            ula_prefix: Some(ula_prefix(ids.mint().as_u128())),
+            next_vni: types::limits::VNI_MIN,
+            next_ports: std::collections::BTreeMap::new(),
         };
+        let ingress = NetworkId(ids.mint());
         let node = NodeId(ids.mint());
         let raft_id = store::fresh_raft_id(ids.mint().as_u128() as u64);
-        Ok(Self { root, node, raft_id, availability, cluster })
+        Ok(Self { root, node, raft_id, availability, cluster, ingress })
     }
 
     /// This node's key and certificate.
@@ -70,6 +78,12 @@ impl InitPlan {
         let issued = self.root.issue(&key.request()?, &subject, expiry, now)?;
         Ok(Stored { key, chain_pem: issued.chain_pem, roots_pem: self.root.certificate_pem() })
     }
+}
+
+/// A prefix of our own: 40 random bits behind `fd` (RFC 4193, section 3.2).
+fn ula_prefix(random: u128) -> Ipv6Net {
+    let bits = 0xfd << 120 | (random >> 88) << 80;
+    Ipv6Net::new_assert(bits.into(), 48)
 }
 
 fn data_path_port(port: u32) -> Result<u32, Fault> {

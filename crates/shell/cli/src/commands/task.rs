@@ -218,6 +218,7 @@ pub(crate) mod tests {
                     error: (!error.is_empty()).then(|| error.into()),
                     ..TaskStatus::default()
                 },
+                network: None,
             },
             service_name: "web".into(),
             node_name: "node1".into(),

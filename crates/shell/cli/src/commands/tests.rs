@@ -149,6 +149,11 @@ fake! { Control {
     list_services: ListServicesRequest -> ServiceList;
     remove_service: ObjectRef -> Empty;
     get_task: ObjectRef -> TaskView;
+    create_network: CreateNetworkRequest -> CreateNetworkResponse;
+    list_networks: ListNetworksRequest -> NetworkList;
+    get_network: GetNetworkRequest -> NetworkView;
+    remove_network: ObjectRef -> Empty;
+    prune_networks: PruneNetworksRequest -> PruneNetworksResponse;
 }
 
 fn id<T: From<Vec<u8>>>() -> T {

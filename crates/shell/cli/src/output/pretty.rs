@@ -123,7 +123,7 @@ pub(crate) fn service(service: &Service) -> String {
     container(&mut page, task);
     restart(&mut page, task);
     resources(&mut page, task);
-    let mode = spec.endpoint.as_ref().map_or("vip", |endpoint| endpoint.mode.as_str());
+    let mode = spec.endpoint_mode().name();
     page.line(format!("Endpoint Mode:\t{mode}"));
     page.line("");
     page.0

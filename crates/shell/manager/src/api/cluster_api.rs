@@ -92,5 +92,6 @@ fn cluster_view(cluster: &Cluster) -> v1::ClusterView {
         data_path_port: cluster.data_path_port,
         address_pools: cluster.address_pools.clone(),
         address_pool_mask: cluster.address_pool_mask,
+        ula_prefix: cluster.ula_prefix.map_or_else(String::new, |net| net.to_string()),
     }
 }

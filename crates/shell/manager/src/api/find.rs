@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use state::Snapshot;
-use types::{ErrorCode, Fault, Labels, Node, Service, Slot, Task};
+use types::{ErrorCode, Fault, Labels, Network, Node, Service, Slot, Task};
 
 pub(crate) fn service<'a>(view: &'a Snapshot, text: &str) -> Result<&'a Arc<Service>, Fault> {
     if let Some(found) = text.parse().ok().and_then(|id| view.service(id)) {
@@ -35,6 +35,16 @@ pub(crate) fn task<'a>(view: &'a Snapshot, text: &str) -> Result<&'a Arc<Task>, 
         return Ok(found);
     }
     one("task", text, view.tasks().filter(|task| has_prefix(&task.id, text)))
+}
+
+pub(crate) fn network<'a>(view: &'a Snapshot, text: &str) -> Result<&'a Arc<Network>, Fault> {
+    if let Some(found) = text.parse().ok().and_then(|id| view.network(id)) {
+        return Ok(found);
+    }
+    if let Some(found) = view.network_by_name(text) {
+        return Ok(found);
+    }
+    one("network", text, view.networks().filter(|network| has_prefix(&network.id, text)))
 }
 
 fn has_prefix(id: &impl std::fmt::Display, text: &str) -> bool {

@@ -6,6 +6,7 @@
 mod cluster_api;
 mod find;
 mod logs;
+mod network_api;
 mod node_api;
 mod service_api;
 mod task_api;
@@ -303,6 +304,41 @@ impl<S: Store, C: Clock> Control for ControlApi<S, C> {
         request: Request<v1::ObjectRef>,
     ) -> Result<Response<v1::TaskView>, Status> {
         read!(self, request, get_task)
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Result<Response<v1::CreateNetworkResponse>, Status> {
+        write!(self, request, create_network)
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<v1::ListNetworksRequest>,
+    ) -> Result<Response<v1::NetworkList>, Status> {
+        read!(self, request, list_networks)
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Result<Response<v1::NetworkView>, Status> {
+        read!(self, request, get_network)
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        write!(self, request, remove_network)
+    }
+
+    async fn prune_networks(
+        &self,
+        request: Request<v1::PruneNetworksRequest>,
+    ) -> Result<Response<v1::PruneNetworksResponse>, Status> {
+        write!(self, request, prune_networks)
     }
 
     type LogsStream = LogStream;

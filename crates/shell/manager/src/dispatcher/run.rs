@@ -303,6 +303,9 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 }
             }
             Event::Cluster => self.dirty.extend(self.sessions.keys()),
+            Event::Network(id) => {
+                self.dirty.extend(self.view.nodes_on_network(*id).map(|(node, _)| node));
+            }
             Event::Node(id) => {
                 let Some(node) = self.view.node(*id).cloned() else {
                     self.managers.remove(id);

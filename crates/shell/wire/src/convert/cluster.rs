@@ -5,9 +5,9 @@
 //! Invariant: a record that goes out and comes back is the same.
 
 use base::Millis;
-use types::{Cluster, ClusterSpec, Fault};
+use types::{Cluster, ClusterSpec, Fault, PortProtocol};
 
-use super::{id, required};
+use super::{id, malformed, required};
 use crate::v1;
 
 impl From<&ClusterSpec> for v1::ClusterSpec {
@@ -42,6 +42,8 @@ impl From<v1::ClusterSpec> for ClusterSpec {
 
 impl From<&Cluster> for v1::Cluster {
     fn from(cluster: &Cluster) -> Self {
+        let next_ports = cluster.next_ports.iter();
+        let next_ports = next_ports.map(|(protocol, port)| (*protocol as u32, u32::from(*port)));
         Self {
             id: cluster.id.to_bytes().to_vec().into(),
             meta: Some(cluster.meta.into()),
@@ -56,6 +58,9 @@ impl From<&Cluster> for v1::Cluster {
             address_pools: cluster.address_pools.clone(),
             address_pool_mask: cluster.address_pool_mask,
             next_node_number: cluster.next_node_number,
+            ula_prefix: cluster.ula_prefix.map_or_else(String::new, |net| net.to_string()),
+            next_vni: cluster.next_vni,
+            next_ports: next_ports.collect(),
         }
     }
 }
@@ -78,8 +83,21 @@ impl TryFrom<v1::Cluster> for Cluster {
             address_pools: cluster.address_pools,
             address_pool_mask: cluster.address_pool_mask,
             next_node_number: cluster.next_node_number,
+            ula_prefix: match cluster.ula_prefix.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| malformed("cluster.ula_prefix", "is none"))?),
+            },
+            next_vni: cluster.next_vni,
+            next_ports: cluster.next_ports.into_iter().map(next_port).collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn next_port((protocol, port): (u32, u32)) -> Result<(PortProtocol, u16), Fault> {
+    let known = i32::try_from(protocol).ok().and_then(PortProtocol::from_number);
+    known
+        .zip(u16::try_from(port).ok())
+        .ok_or_else(|| malformed("cluster.next_ports", "is not known to this version"))
 }
 
 #[cfg(test)]
@@ -109,6 +127,9 @@ mod tests {
             address_pools: vec!["10.0.0.0/8".into()],
             address_pool_mask: 24,
             next_node_number: 3,
+            ula_prefix: Some("fd12:3456:789a::/48".parse().unwrap()),
+            next_vni: 4096,
+            next_ports: [(PortProtocol::Udp, 30_000)].into(),
         };
         assert_eq!(Cluster::try_from(v1::Cluster::from(&cluster)), Ok(cluster));
     }

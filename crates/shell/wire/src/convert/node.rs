@@ -92,6 +92,7 @@ impl From<&NodeDescription> for v1::NodeDescription {
             engine_version: description.engine_version.clone(),
             engine_labels: description.engine_labels.clone(),
             images: description.images.clone(),
+            data_path: Some((&description.data_path).into()),
         }
     }
 }
@@ -105,6 +106,7 @@ impl From<v1::NodeDescription> for NodeDescription {
             engine_version: description.engine_version,
             engine_labels: description.engine_labels,
             images: description.images,
+            data_path: description.data_path.map(Into::into).unwrap_or_default(),
         }
     }
 }

@@ -22,6 +22,7 @@ impl From<&Service> for v1::Service {
             revision: service.revision,
             update_status: service.update.as_ref().map(Into::into),
             reasons: service.reasons.iter().map(Into::into).collect(),
+            endpoint: service.endpoint.as_ref().map(|endpoint| endpoint.as_ref().into()),
         }
     }
 }
@@ -31,6 +32,7 @@ impl TryFrom<v1::Service> for Service {
 
     fn try_from(service: v1::Service) -> Result<Self, Fault> {
         let previous = service.previous.map(TryInto::try_into).transpose()?;
+        let endpoint = service.endpoint.map(TryInto::try_into).transpose()?;
         Ok(Self {
             id: id(&service.id, "service.id")?,
             meta: required(service.meta, "service.meta")?.into(),
@@ -39,6 +41,7 @@ impl TryFrom<v1::Service> for Service {
             revision: service.revision,
             update: service.update_status.map(TryInto::try_into).transpose()?,
             reasons: service.reasons.into_iter().map(Into::into).collect(),
+            endpoint: endpoint.map(Arc::new),
         })
     }
 }

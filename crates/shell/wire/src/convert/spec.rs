@@ -6,10 +6,9 @@
 
 use base::Millis;
 use types::{
-    ContainerSpec, DnsConfig, EndpointSpec, FailureAction, Fault, FileReference, Healthcheck,
-    LogDriver, Mount, NetworkAttachment, Placement, Platform, PortSpec, Privileges, ReplicatedJob,
-    Resources, RestartCondition, RestartPolicy, Secret, ServiceMode, ServiceSpec, TaskSpec, Ulimit,
-    UpdateConfig, UpdateOrder,
+    ContainerSpec, DnsConfig, FailureAction, Fault, FileReference, Healthcheck, LogDriver, Mount,
+    Placement, Platform, Privileges, ReplicatedJob, Resources, RestartCondition, RestartPolicy,
+    Secret, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
 };
 
 use super::{required, unknown};
@@ -40,7 +39,7 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
             mode: required(spec.mode, "spec.mode")?.try_into()?,
             update: spec.update.map(TryInto::try_into).transpose()?,
             rollback: spec.rollback.map(TryInto::try_into).transpose()?,
-            endpoint: spec.endpoint.map(Into::into),
+            endpoint: spec.endpoint.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -111,7 +110,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             log_driver: spec
                 .log_driver
                 .map(|driver| LogDriver { name: driver.name, options: driver.options }),
-            networks: spec.networks.into_iter().map(Into::into).collect(),
+            networks: spec.networks.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             force_update: spec.force_update,
             memory_swap_bytes: spec.memory_swap_bytes,
             memory_swappiness: spec.memory_swappiness,
@@ -220,8 +219,6 @@ same!(Mount: kind, source, target, read_only, options);
 same!(Ulimit: name, soft, hard);
 same!(Resources: cpu_nanos, memory_bytes, pids, generic);
 same!(Platform: architecture, os);
-same!(NetworkAttachment: target, aliases, driver_options);
-same!(PortSpec: name, protocol, target, published, publish_mode, host_address);
 
 impl From<&Healthcheck> for v1::Healthcheck {
     fn from(check: &Healthcheck) -> Self {
@@ -389,23 +386,17 @@ impl TryFrom<v1::UpdateConfig> for UpdateConfig {
     }
 }
 
-impl From<&EndpointSpec> for v1::EndpointSpec {
-    fn from(endpoint: &EndpointSpec) -> Self {
-        Self { mode: endpoint.mode.clone(), ports: endpoint.ports.iter().map(Into::into).collect() }
-    }
-}
-
-impl From<v1::EndpointSpec> for EndpointSpec {
-    fn from(endpoint: v1::EndpointSpec) -> Self {
-        Self { mode: endpoint.mode, ports: endpoint.ports.into_iter().map(Into::into).collect() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use types::EndpointSpec;
+
     use super::*;
+
+    fn port() -> types::PortSpec {
+        types::PortSpec { target: 80, published: 8080, ..types::PortSpec::default() }
+    }
 
     fn full() -> ServiceSpec {
         let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
@@ -440,6 +431,13 @@ mod tests {
                 platforms: vec![Platform { architecture: "amd64".into(), os: "linux".into() }],
                 ..Placement::default()
             },
+            networks: vec![types::NetworkAttachment {
+                target: "net".into(),
+                aliases: vec!["a".into()],
+                addresses: vec!["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
+                vips: vec!["10.0.0.8".parse().unwrap()],
+                ..types::NetworkAttachment::default()
+            }],
             memory_swappiness: Some(0),
             ..TaskSpec::default()
         };
@@ -453,7 +451,7 @@ mod tests {
                 ..UpdateConfig::default()
             }),
             rollback: None,
-            endpoint: Some(EndpointSpec { mode: "vip".into(), ports: vec![PortSpec::default()] }),
+            endpoint: Some(EndpointSpec { ports: vec![port()], ..EndpointSpec::default() }),
         }
     }
 

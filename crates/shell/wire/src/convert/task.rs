@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use base::Timestamp;
-use types::{Fault, Slot, Task, TaskState, TaskStatus};
+use types::{Fault, HostPort, Slot, Task, TaskState, TaskStatus};
 
 use super::{id, optional_id, required, unknown};
 use crate::v1;
@@ -23,6 +23,7 @@ impl From<&Task> for v1::Task {
             node: task.node.map(|node| node.to_bytes().to_vec().into()).unwrap_or_default(),
             desired: task.desired as i32,
             status: Some((&task.status).into()),
+            network: task.network.as_deref().map(Into::into),
         }
     }
 }
@@ -40,6 +41,7 @@ impl TryFrom<v1::Task> for Task {
             node: optional_id(&task.node, "task.node")?,
             desired: state(task.desired, "task.desired")?,
             status: required(task.status, "task.status")?.try_into()?,
+            network: task.network.map(TryInto::try_into).transpose()?.map(Box::new),
         })
     }
 }
@@ -55,6 +57,7 @@ impl From<&TaskStatus> for v1::TaskStatus {
             pid: status.pid,
             exit_code: status.exit_code,
             oom: status.oom,
+            ports: status.ports.iter().flat_map(|ports| ports.iter()).map(Into::into).collect(),
         }
     }
 }
@@ -64,6 +67,8 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
 
     fn try_from(status: v1::TaskStatus) -> Result<Self, Fault> {
         let text = |text: String| (!text.is_empty()).then(|| Arc::from(text));
+        let ports = status.ports.into_iter().map(HostPort::try_from);
+        let ports = ports.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             state: state(status.state, "task.status.state")?,
             at: Timestamp(status.at),
@@ -72,6 +77,7 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
             pid: status.pid,
             exit_code: status.exit_code,
             oom: status.oom,
+            ports: (!ports.is_empty()).then(|| Arc::new(ports)),
         })
     }
 }
@@ -105,8 +111,18 @@ mod tests {
                         at: Timestamp(5),
                         error: Some("e".into()),
                         exit_code: Some(0),
+                        ports: Some(Arc::new(vec![HostPort {
+                            protocol: types::PortProtocol::Udp,
+                            target: 53,
+                            published: 5353,
+                            host: "lo".into(),
+                        }])),
                         ..TaskStatus::default()
                     },
+                    network: Some(Box::new(types::TaskNetwork {
+                        attachments: vec![types::Attachment::bare(types::NetworkId::HOST)],
+                        mesh: None,
+                    })),
                 };
                 assert_eq!(Task::try_from(v1::Task::from(&task)), Ok(task));
             }

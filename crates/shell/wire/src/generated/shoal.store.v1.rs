@@ -23,7 +23,7 @@ pub struct ChangeSet {
 pub struct Change {
     #[prost(
         oneof = "change::Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -79,6 +79,16 @@ pub mod change {
         RemoveTasks(super::Tasks),
         #[prost(message, tag = "24")]
         SetTally(super::SetTally),
+        #[prost(message, tag = "25")]
+        CreateNetwork(super::CreateNetwork),
+        #[prost(bytes, tag = "26")]
+        RemoveNetwork(::prost::bytes::Bytes),
+        #[prost(message, tag = "27")]
+        AllocateNetwork(super::AllocateNetwork),
+        #[prost(message, tag = "28")]
+        SetEndpoint(super::SetEndpoint),
+        #[prost(message, tag = "29")]
+        AttachTasks(super::AttachTasks),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -226,12 +236,49 @@ pub struct ReportTasks {
     #[prost(message, repeated, tag = "1")]
     pub reports: ::prost::alloc::vec::Vec<ReportTask>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportTask {
     #[prost(bytes = "bytes", tag = "1")]
     pub id: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "2")]
     pub status: ::core::option::Option<super::super::v1::TaskStatus>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<super::super::v1::NetworkSpec>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AllocateNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub vni: u32,
+    #[prost(uint32, tag = "3")]
+    pub mtu: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub subnets: ::prost::alloc::vec::Vec<super::super::v1::Subnet>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetEndpoint {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub service: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub endpoint: ::core::option::Option<super::super::v1::Endpoint>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttachTasks {
+    #[prost(message, repeated, tag = "1")]
+    pub tasks: ::prost::alloc::vec::Vec<AttachTask>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttachTask {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub network: ::core::option::Option<super::super::v1::TaskNetwork>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetTally {
@@ -266,7 +313,10 @@ pub struct SnapshotHead {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SnapshotRecord {
-    #[prost(oneof = "snapshot_record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(
+        oneof = "snapshot_record::Record",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    )]
     pub record: ::core::option::Option<snapshot_record::Record>,
 }
 /// Nested message and enum types in `SnapshotRecord`.
@@ -291,6 +341,10 @@ pub mod snapshot_record {
         End(super::SnapshotEnd),
         #[prost(message, tag = "9")]
         RemovedNode(super::RemovedNode),
+        #[prost(message, tag = "10")]
+        Network(super::super::super::v1::Network),
+        #[prost(message, tag = "11")]
+        Resting(super::Resting),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -305,6 +359,40 @@ pub struct RemovedNode {
     #[prost(uint64, tag = "2")]
     pub until: u64,
 }
+/// What was freed and is not to be given out again until then.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resting {
+    #[prost(uint64, tag = "1")]
+    pub until: u64,
+    #[prost(oneof = "resting::What", tags = "2, 3, 4")]
+    pub what: ::core::option::Option<resting::What>,
+}
+/// Nested message and enum types in `Resting`.
+pub mod resting {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "2")]
+        Address(super::RestingAddress),
+        #[prost(message, tag = "3")]
+        Port(super::RestingPort),
+        #[prost(uint32, tag = "4")]
+        Vni(u32),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestingAddress {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub address: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestingPort {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceRecord {
     #[prost(message, optional, tag = "1")]
@@ -318,8 +406,13 @@ pub struct RevisionRecord {
     pub revision: u64,
     #[prost(message, optional, tag = "3")]
     pub spec: ::core::option::Option<super::super::v1::TaskSpec>,
+    #[prost(message, repeated, tag = "4")]
+    pub host_ports: ::prost::alloc::vec::Vec<super::super::v1::PortSpec>,
+    /// its tasks have an address on the ingress network
+    #[prost(bool, tag = "5")]
+    pub mesh: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskRecord {
     #[prost(message, optional, tag = "1")]
     pub task: ::core::option::Option<super::super::v1::Task>,

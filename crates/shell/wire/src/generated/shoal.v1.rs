@@ -292,6 +292,7 @@ pub struct LogDriver {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkAttachment {
+    /// stored as the network's id
     #[prost(string, tag = "1")]
     pub target: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
@@ -301,6 +302,12 @@ pub struct NetworkAttachment {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// fixed: the i-th of a family belongs to slot i
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// fixed virtual addresses, at most one of each family
+    #[prost(string, repeated, tag = "5")]
+    pub vips: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct UpdateConfig {
@@ -337,8 +344,116 @@ pub struct PortSpec {
     pub published: u32,
     #[prost(string, tag = "5")]
     pub publish_mode: ::prost::alloc::string::String,
+    /// address or interface; empty: all
     #[prost(string, tag = "6")]
     pub host_address: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkSpec {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// docker's word; empty: overlay
+    #[prost(string, tag = "3")]
+    pub driver: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub attachable: bool,
+    #[prost(bool, tag = "5")]
+    pub ingress: bool,
+    #[prost(bool, tag = "6")]
+    pub internal: bool,
+    #[prost(bool, tag = "7")]
+    pub ipv4: bool,
+    #[prost(bool, tag = "8")]
+    pub ipv6: bool,
+    #[prost(message, repeated, tag = "9")]
+    pub pools: ::prost::alloc::vec::Vec<IpamPool>,
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub options: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// A subnet asked for; empty texts: not said.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpamPool {
+    #[prost(string, tag = "1")]
+    pub subnet: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub range: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub gateway: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subnet {
+    #[prost(string, tag = "1")]
+    pub net: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub range: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub gateway: ::prost::alloc::string::String,
+    /// where the search for the next free address begins
+    #[prost(uint64, tag = "4")]
+    pub cursor: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Network {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<NetworkSpec>,
+    /// zero until given
+    #[prost(uint32, tag = "4")]
+    pub vni: u32,
+    #[prost(uint32, tag = "5")]
+    pub mtu: u32,
+    #[prost(message, repeated, tag = "6")]
+    pub subnets: ::prost::alloc::vec::Vec<Subnet>,
+}
+/// What a task or a service holds on one network. Addresses are 4 and 16 bytes, or none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attachment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub v4: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub v6: ::prost::bytes::Bytes,
+}
+/// What a service was given.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Endpoint {
+    #[prost(message, repeated, tag = "1")]
+    pub vips: ::prost::alloc::vec::Vec<Attachment>,
+    #[prost(message, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<PortSpec>,
+}
+/// What a task was given: its interfaces in order, and its address on the ingress network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TaskNetwork {
+    #[prost(message, repeated, tag = "1")]
+    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
+    #[prost(message, optional, tag = "2")]
+    pub mesh: ::core::option::Option<Attachment>,
+}
+/// A port of a node that leads to one task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostPort {
+    /// as IP numbers it
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(uint32, tag = "2")]
+    pub target: u32,
+    #[prost(uint32, tag = "3")]
+    pub published: u32,
+    #[prost(string, tag = "4")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateStatus {
@@ -382,8 +497,10 @@ pub struct Service {
     pub update_status: ::core::option::Option<UpdateStatus>,
     #[prost(message, repeated, tag = "7")]
     pub reasons: ::prost::alloc::vec::Vec<Reason>,
+    #[prost(message, optional, tag = "8")]
+    pub endpoint: ::core::option::Option<Endpoint>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskStatus {
     #[prost(enumeration = "TaskState", tag = "1")]
     pub state: i32,
@@ -399,8 +516,11 @@ pub struct TaskStatus {
     pub exit_code: ::core::option::Option<i32>,
     #[prost(bool, tag = "7")]
     pub oom: bool,
+    /// ports of its node that lead to it, the chosen ones filled in
+    #[prost(message, repeated, tag = "8")]
+    pub ports: ::prost::alloc::vec::Vec<HostPort>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Task {
     #[prost(bytes = "bytes", tag = "1")]
     pub id: ::prost::bytes::Bytes,
@@ -420,6 +540,8 @@ pub struct Task {
     pub desired: i32,
     #[prost(message, optional, tag = "8")]
     pub status: ::core::option::Option<TaskStatus>,
+    #[prost(message, optional, tag = "9")]
+    pub network: ::core::option::Option<TaskNetwork>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeSpec {
@@ -453,6 +575,20 @@ pub struct NodeDescription {
     /// references that this node has, at most 1,000
     #[prost(string, repeated, tag = "6")]
     pub images: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "7")]
+    pub data_path: ::core::option::Option<DataPath>,
+}
+/// Where a node's data path ends, and what it must not collide with.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DataPath {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// bytes, of the link that has the address; zero: not known
+    #[prost(uint32, tag = "2")]
+    pub mtu: u32,
+    /// networks that the host has routes to, as CIDR
+    #[prost(string, repeated, tag = "3")]
+    pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeStatus {
@@ -563,6 +699,15 @@ pub struct Cluster {
     pub address_pool_mask: u32,
     #[prost(uint32, tag = "13")]
     pub next_node_number: u32,
+    /// the /48 that IPv6 subnets are cut of
+    #[prost(string, tag = "14")]
+    pub ula_prefix: ::prost::alloc::string::String,
+    /// where the search for the next free one begins
+    #[prost(uint32, tag = "15")]
+    pub next_vni: u32,
+    /// the same of dynamic ports, by protocol
+    #[prost(btree_map = "uint32, uint32", tag = "16")]
+    pub next_ports: ::prost::alloc::collections::BTreeMap<u32, u32>,
 }
 /// Travels in the metadata of a gRPC status, under `shoal-error-bin`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1001,6 +1146,8 @@ pub struct ClusterView {
     pub address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "8")]
     pub address_pool_mask: u32,
+    #[prost(string, tag = "9")]
+    pub ula_prefix: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateClusterRequest {
@@ -1203,6 +1350,146 @@ pub struct TaskList {
     pub tasks: ::prost::alloc::vec::Vec<TaskView>,
     #[prost(message, optional, tag = "2")]
     pub freshness: ::core::option::Option<Freshness>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateNetworkRequest {
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<NetworkSpec>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateNetworkResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(string, repeated, tag = "2")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkView {
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<Network>,
+    /// by a service or a task
+    #[prost(bool, tag = "2")]
+    pub in_use: bool,
+    /// The rest only where it was asked for.
+    #[prost(message, repeated, tag = "3")]
+    pub peers: ::prost::alloc::vec::Vec<NetworkPeer>,
+    #[prost(message, repeated, tag = "4")]
+    pub services: ::prost::alloc::vec::Vec<NetworkService>,
+    #[prost(message, repeated, tag = "5")]
+    pub tasks: ::prost::alloc::vec::Vec<NetworkTask>,
+}
+/// A node with a task on the network; of the ingress network, every node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkPeer {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// of its data path
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub tasks: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkService {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub service: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// vip, dnsrr
+    #[prost(string, tag = "3")]
+    pub mode: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub vips: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "5")]
+    pub ports: ::prost::alloc::vec::Vec<PortSpec>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkTask {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub service: ::prost::bytes::Bytes,
+    /// empty until it has one
+    #[prost(bytes = "bytes", tag = "4")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(string, tag = "5")]
+    pub node_name: ::prost::alloc::string::String,
+    /// of its data path
+    #[prost(string, tag = "6")]
+    pub node_address: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "7")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "TaskState", tag = "8")]
+    pub state: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNetworksRequest {
+    /// prefixes
+    #[prost(string, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// parts of the name, as docker's
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub drivers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// empty value: the key exists
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// swarm, local
+    #[prost(string, repeated, tag = "5")]
+    pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// custom, builtin
+    #[prost(string, repeated, tag = "6")]
+    pub types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// nothing uses it
+    #[prost(bool, optional, tag = "7")]
+    pub dangling: ::core::option::Option<bool>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkList {
+    #[prost(message, repeated, tag = "1")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkView>,
+    #[prost(message, optional, tag = "2")]
+    pub freshness: ::core::option::Option<Freshness>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+    /// with peers, services and tasks
+    #[prost(bool, tag = "2")]
+    pub verbose: bool,
+}
+/// Removes the networks that nothing uses; never the ingress network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PruneNetworksRequest {
+    /// only those made before then; 0: all
+    #[prost(uint64, tag = "1")]
+    pub until: u64,
+    /// only those with them
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// only those without
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub not_labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PruneNetworksResponse {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsRequest {
@@ -1661,6 +1948,117 @@ pub mod control_client {
             req.extensions_mut().insert(GrpcMethod::new("shoal.v1.Control", "GetTask"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn create_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/CreateNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "CreateNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_networks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNetworksRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetworkList>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/ListNetworks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "ListNetworks"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetworkView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/GetNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "GetNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ObjectRef>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/RemoveNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "RemoveNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn prune_networks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PruneNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/PruneNetworks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "PruneNetworks"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn logs(
             &mut self,
             request: impl tonic::IntoRequest<super::LogsRequest>,
@@ -1763,6 +2161,32 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::ObjectRef>,
         ) -> std::result::Result<tonic::Response<super::TaskView>, tonic::Status>;
+        async fn create_network(
+            &self,
+            request: tonic::Request<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        >;
+        async fn list_networks(
+            &self,
+            request: tonic::Request<super::ListNetworksRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetworkList>, tonic::Status>;
+        async fn get_network(
+            &self,
+            request: tonic::Request<super::GetNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetworkView>, tonic::Status>;
+        async fn remove_network(
+            &self,
+            request: tonic::Request<super::ObjectRef>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn prune_networks(
+            &self,
+            request: tonic::Request<super::PruneNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Logs method.
         type LogsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::LogsItem, tonic::Status>,
@@ -2513,6 +2937,229 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/shoal.v1.Control/CreateNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateNetworkSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::CreateNetworkRequest>
+                    for CreateNetworkSvc<T> {
+                        type Response = super::CreateNetworkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::create_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/ListNetworks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNetworksSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ListNetworksRequest>
+                    for ListNetworksSvc<T> {
+                        type Response = super::NetworkList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::list_networks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNetworksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/GetNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetNetworkSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::GetNetworkRequest>
+                    for GetNetworkSvc<T> {
+                        type Response = super::NetworkView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::get_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/RemoveNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveNetworkSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::ObjectRef>
+                    for RemoveNetworkSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ObjectRef>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::remove_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/PruneNetworks" => {
+                    #[allow(non_camel_case_types)]
+                    struct PruneNetworksSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::PruneNetworksRequest>
+                    for PruneNetworksSvc<T> {
+                        type Response = super::PruneNetworksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PruneNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::prune_networks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PruneNetworksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/shoal.v1.Control/Logs" => {
                     #[allow(non_camel_case_types)]
                     struct LogsSvc<T: Control>(pub Arc<T>);
@@ -2837,7 +3484,7 @@ pub struct StatusReport {
     #[prost(bool, tag = "2")]
     pub complete: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskReport {
     #[prost(bytes = "bytes", tag = "1")]
     pub task: ::prost::bytes::Bytes,
