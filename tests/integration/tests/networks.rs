@@ -78,15 +78,23 @@ fn a_published_port_answers_on_every_node_and_the_task_sees_the_client() {
     let manager = lab.host(1);
     create(
         manager,
-        &["--name", "web", "-p", "8080:80", "-p", "8080:80/udp", "--constraint", "node.hostname==h2"],
+        &[
+            "--name",
+            "web",
+            "-p",
+            "8080:80",
+            "-p",
+            "8080:80/udp",
+            "--constraint",
+            "node.hostname==h2",
+        ],
     );
     manager.wait_for_running("web", 1, LONG).unwrap();
     let client = lab.client();
     for host in lab.hosts() {
-        for (target, own) in [
-            (host.port_v4(8080), client.port_v4(0)),
-            (host.port_v6(8080), client.port_v6(0)),
-        ] {
+        for (target, own) in
+            [(host.port_v4(8080), client.port_v4(0)), (host.port_v6(8080), client.port_v6(0))]
+        {
             let seen = wait_for("an answer", SHORT, || Ok(Some(client.ask(target)?))).unwrap();
             assert_eq!((seen.node.as_str(), seen.client.ip()), ("h2", own.ip()), "by {target}");
             let udp = in_namespace(&client.netns(), move || ask_udp(target)).unwrap();

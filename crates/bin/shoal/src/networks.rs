@@ -164,11 +164,7 @@ impl NodeNetwork {
     }
 
     /// Serves the container's names; gives its `resolv.conf`.
-    async fn serve(
-        &self,
-        wanted: &ContainerNetwork,
-        netns: &Path,
-    ) -> Result<String, RuntimeError> {
+    async fn serve(&self, wanted: &ContainerNetwork, netns: &Path) -> Result<String, RuntimeError> {
         // A host without the file has no resolver: then only our names are known.
         let host = tokio::fs::read_to_string(HOST_RESOLV_CONF).await.unwrap_or_default();
         let forward = match self.without_a_way_out(wanted) {

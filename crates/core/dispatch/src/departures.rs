@@ -36,13 +36,7 @@ pub struct Overdue {
 
 impl Departures {
     /// Whether a task's stop is held back; the first question begins the wait.
-    pub fn holds(
-        &mut self,
-        task: TaskId,
-        networks: &[NetworkId],
-        index: u64,
-        now: Millis,
-    ) -> bool {
+    pub fn holds(&mut self, task: TaskId, networks: &[NetworkId], index: u64, now: Millis) -> bool {
         if networks.is_empty() || self.gone.contains(&task) {
             return false;
         }

@@ -101,6 +101,13 @@ impl Directory {
         self.tasks.get(&task).map_or(&[], Vec::as_slice)
     }
 
+    /// Nodes whose silence counts.
+    #[must_use]
+    pub fn suspected(&self) -> BTreeSet<NodeId> {
+        self.suspected.clone()
+    }
+
+    /// Raft index of the state that it was derived from.
     #[must_use]
     pub fn index(&self) -> u64 {
         self.index

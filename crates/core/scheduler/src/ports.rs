@@ -32,9 +32,8 @@ impl HostPorts {
         let taken = self.taken.get_or_insert_with(|| read(view, nodes));
         fixed(&revision.host_ports).all(|port| {
             let held = taken.get(&(port.protocol, port.published)).and_then(|held| held.get(&at));
-            let meets = |other: &String| {
-                other.is_empty() || port.host.is_empty() || *other == port.host
-            };
+            let meets =
+                |other: &String| other.is_empty() || port.host.is_empty() || *other == port.host;
             !held.is_some_and(|held| held.iter().any(meets))
         })
     }

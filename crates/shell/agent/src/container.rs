@@ -4,9 +4,9 @@
 //! Does not know: how a container is made. Invariant: a function of its arguments.
 
 use base::Millis;
-use ports::network::{Attached, ContainerNetwork, Drain, HostPort};
+use ports::network::{Attached, ContainerNetwork, Drain};
 use ports::runtime::ContainerConfig;
-use types::{Attachment, Fault, NodeId, ServiceId, Slot, TaskId, TaskSpec};
+use types::{Attachment, Fault, NodeId, ServiceId, Slot, TaskId, TaskNetwork, TaskSpec};
 use wire::v1;
 
 /// Bytes of one log file, and how many are kept.
@@ -60,19 +60,11 @@ impl TaskNetworking {
             ..ContainerNetwork::default()
         };
         let Some(assigned) = assigned else { return Ok(Self { container, drain: None }) };
-        for attachment in &assigned.attachments {
-            container.attachments.push(attachment.clone().try_into()?);
-        }
-        container.mesh = assigned.mesh.clone().map(TryInto::try_into).transpose()?;
-        for port in &assigned.host_ports {
-            let port: types::PortPart = port.clone().try_into()?;
-            container.host_ports.push(HostPort {
-                protocol: port.protocol,
-                target: port.target,
-                published: port.published,
-                host: port.host,
-            });
-        }
+        let given = assigned.network.clone().unwrap_or_default();
+        let given: TaskNetwork = given.try_into()?;
+        (container.attachments, container.mesh) = (given.attachments, given.mesh);
+        let ports = assigned.host_ports.iter().cloned().map(TryInto::try_into);
+        container.host_ports = ports.collect::<Result<_, Fault>>()?;
         let (min, max) = (Millis(assigned.drain_min_ms), Millis(assigned.drain_max_ms));
         let drain = (max > Millis::ZERO).then_some(Drain { min: min.min(max), max });
         Ok(Self { container, drain })

@@ -281,9 +281,8 @@ impl Journal {
                 },
                 Key::Endpoint(task) => {
                     let entry = self.endpoints.get(&task).map(|kept| kept.part);
-                    let part = entry.and_then(|entry| {
-                        parts::endpoint(view, id, task, self.serves(&entry))
-                    });
+                    let part = entry
+                        .and_then(|entry| parts::endpoint(view, id, task, self.serves(&entry)));
                     match part {
                         Some(part) => update.endpoints.push(part),
                         None if told.is_some() => update.removed_endpoints.push((id, task)),

@@ -6,7 +6,7 @@
 use dispatch::Difference;
 use state::Snapshot;
 use types::{
-    DirectoryUpdate, EndpointMode, HostPort, NodeId, NodeRole, Task, TaskId, limits,
+    DirectoryUpdate, EndpointMode, HostPort, NodeId, NodeRole, PortSpec, Task, TaskId, limits,
 };
 use wire::bytes_of;
 use wire::v1::{
@@ -86,12 +86,16 @@ fn network(view: &Snapshot, task: &Task) -> Option<AssignedNetwork> {
     let service = view.service(task.service);
     let named = service.is_some_and(|s| s.spec.endpoint_mode() == EndpointMode::Dnsrr);
     Some(AssignedNetwork {
-        attachments: given.iter().flat_map(|g| &g.attachments).map(Into::into).collect(),
-        mesh: given.and_then(|given| given.mesh.as_ref()).map(Into::into),
-        host_ports: revision.host_ports.iter().filter_map(HostPort::of).map(|p| (&p).into()).collect(),
+        network: given.map(Into::into),
+        host_ports: revision.host_ports.iter().map(host_port).collect(),
         drain_min_ms: if named { limits::TASK_NAME_TTL.0 } else { 0 },
         drain_max_ms: limits::DRAIN_LIMIT_DEFAULT.0,
     })
+}
+
+fn host_port(port: &PortSpec) -> wire::v1::HostPort {
+    let PortSpec { protocol, target, published, ref host, .. } = *port;
+    (&HostPort { protocol, target, published, host: host.clone() }).into()
 }
 
 /// An update that is cut into messages.

@@ -130,7 +130,11 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         let deadline = self.liveness.next_deadline();
         let silence = self.silence.next_deadline();
         let departure = self.departures.next_deadline();
-        [self.flush_at, deadline, silence, departure].into_iter().flatten().min().unwrap_or(Millis::MAX)
+        [self.flush_at, deadline, silence, departure]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Millis::MAX)
     }
 
     fn set_leading(&mut self, leads: bool, leader: Option<String>) {
@@ -303,9 +307,6 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 }
             }
             Event::Cluster => self.dirty.extend(self.sessions.keys()),
-            Event::Network(id) => {
-                self.dirty.extend(self.view.nodes_on_network(*id).map(|(node, _)| node));
-            }
             Event::Node(id) => {
                 let Some(node) = self.view.node(*id).cloned() else {
                     self.managers.remove(id);

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use base::Id;
 use bytes::Bytes;
 use types::{
-    Attachment, DirectoryUpdate, EndpointMode, EndpointPart, Fault, NetworkDriver, NetworkPart,
-    OwnPart, PeerPart, PortPart, PortProtocol, PublishMode, ServicePart,
+    DirectoryUpdate, EndpointMode, EndpointPart, Fault, NetworkDriver, NetworkPart, OwnPart,
+    PeerPart, PortPart, PortProtocol, PublishMode, ServicePart,
 };
 
 use super::{id, malformed, optional_id, unknown};
@@ -83,28 +83,6 @@ fn removals<N: From<Id>, T: From<Id>>(parts: &[v1::RemovedPart]) -> Result<Vec<(
         Ok((id(&part.network, "removed.network")?, id(&part.id, "removed.id")?))
     };
     parts.iter().map(one).collect()
-}
-
-impl From<&Attachment> for v1::Attachment {
-    fn from(attachment: &Attachment) -> Self {
-        Self {
-            network: bytes_of(attachment.network.0),
-            v4: v4_bytes(attachment.v4),
-            v6: v6_bytes(attachment.v6),
-        }
-    }
-}
-
-impl TryFrom<v1::Attachment> for Attachment {
-    type Error = Fault;
-
-    fn try_from(attachment: v1::Attachment) -> Result<Self, Fault> {
-        Ok(Self {
-            network: id(&attachment.network, "attachment.network")?,
-            v4: v4(&attachment.v4, "attachment.v4")?,
-            v6: v6(&attachment.v6, "attachment.v6")?,
-        })
-    }
 }
 
 impl From<&OwnPart> for v1::OwnPart {

@@ -1024,6 +1024,9 @@ pub enum ConditionCode {
     ClockOff = 1,
     DiskFull = 2,
     StoreStopped = 3,
+    PortTaken = 4,
+    FirewallDrops = 5,
+    ConntrackFull = 6,
 }
 impl ConditionCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1036,6 +1039,9 @@ impl ConditionCode {
             Self::ClockOff => "CONDITION_CODE_CLOCK_OFF",
             Self::DiskFull => "CONDITION_CODE_DISK_FULL",
             Self::StoreStopped => "CONDITION_CODE_STORE_STOPPED",
+            Self::PortTaken => "CONDITION_CODE_PORT_TAKEN",
+            Self::FirewallDrops => "CONDITION_CODE_FIREWALL_DROPS",
+            Self::ConntrackFull => "CONDITION_CODE_CONNTRACK_FULL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1045,6 +1051,9 @@ impl ConditionCode {
             "CONDITION_CODE_CLOCK_OFF" => Some(Self::ClockOff),
             "CONDITION_CODE_DISK_FULL" => Some(Self::DiskFull),
             "CONDITION_CODE_STORE_STOPPED" => Some(Self::StoreStopped),
+            "CONDITION_CODE_PORT_TAKEN" => Some(Self::PortTaken),
+            "CONDITION_CODE_FIREWALL_DROPS" => Some(Self::FirewallDrops),
+            "CONDITION_CODE_CONNTRACK_FULL" => Some(Self::ConntrackFull),
             _ => None,
         }
     }
@@ -3277,16 +3286,6 @@ pub struct Directory {
     #[prost(message, repeated, tag = "13")]
     pub removed_endpoints: ::prost::alloc::vec::Vec<RemovedPart>,
 }
-/// What a task holds on one network.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Attachment {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub network: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub v4: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub v6: ::prost::bytes::Bytes,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OwnPart {
     #[prost(bytes = "bytes", tag = "1")]
@@ -3605,18 +3604,14 @@ pub struct TaskAssignment {
 /// What a task's container sees of the network, and how it leaves it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AssignedNetwork {
-    /// in the order of the interfaces
-    #[prost(message, repeated, tag = "1")]
-    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
-    /// when one of its ports is published by the mesh
-    #[prost(message, optional, tag = "2")]
-    pub mesh: ::core::option::Option<Attachment>,
-    #[prost(message, repeated, tag = "3")]
-    pub host_ports: ::prost::alloc::vec::Vec<PortPart>,
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<TaskNetwork>,
+    #[prost(message, repeated, tag = "2")]
+    pub host_ports: ::prost::alloc::vec::Vec<HostPort>,
     /// Open connections are waited for at least and at most this long before it is stopped.
-    #[prost(uint64, tag = "4")]
+    #[prost(uint64, tag = "3")]
     pub drain_min_ms: u64,
-    #[prost(uint64, tag = "5")]
+    #[prost(uint64, tag = "4")]
     pub drain_max_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
