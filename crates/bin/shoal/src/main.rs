@@ -1,7 +1,7 @@
-//! One binary: daemon, command line and container shim.
+//! One binary: daemon, command line, container shim and netd.
 //!
 //! Owns: which of them this process is, and the wiring of the daemon.
-//! Does not know: business rules. Invariant: the shim branches off before any thread exists.
+//! Does not know: business rules. Invariant: shim and netd branch off before any thread exists.
 
 mod address;
 mod clock;
@@ -37,6 +37,7 @@ const BUILD: Build = Build {
 
 fn main() -> ExitCode {
     shim::run_if_shim();
+    netd::run_if_netd();
     match cli::parse(BUILD) {
         Ok(Invocation::Daemon(args)) => match daemon::main(&args) {
             Ok(()) => ExitCode::SUCCESS,
