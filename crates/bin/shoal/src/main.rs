@@ -1,7 +1,7 @@
-//! One binary: daemon, command line, container shim, and what keeps names while it is away.
+//! One binary: daemon, command line, container shim and netd.
 //!
 //! Owns: which of them this process is, and the wiring of the daemon.
-//! Does not know: business rules. Invariant: the small processes branch off before any thread exists.
+//! Does not know: business rules. Invariant: shim and netd branch off before any thread exists.
 
 mod address;
 mod clock;
