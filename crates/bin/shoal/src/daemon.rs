@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cli::{DaemonArgs, LogFormat};
-use network::TaskNetwork;
+use network::DataPath;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use runtime::ContainerRuntime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,10 +65,11 @@ async fn run(config: Config) -> Result<()> {
     })
     .await
     .context("containers")?;
-    let tasks = TaskNetwork::open(network::NetworkOptions {
+    let tasks = DataPath::open(network::NetworkOptions {
         run_dir: config.run_dir.clone(),
         instance_id: instance.id.clone(),
         subnet: None,
+        address: None,
     })
     .await
     .context("network")?;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use agent::{Agent, AgentHandle, GrpcDialer, NodeOrders, TaskDb};
 use anyhow::{Context, Result};
 use base::IdSource;
-use network::TaskNetwork;
+use network::DataPath;
 use pki::files::Stored;
 use pki::{IdentityFiles, JoinToken, NodeKey, NodeTls};
 use ports::Clock;
@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub config: Config,
     pub machine: Machine,
     pub runtime: ContainerRuntime,
-    network: TaskNetwork,
+    network: DataPath,
     dir: SwarmDir,
     ids: std::sync::Mutex<IdSource>,
     clock: SystemClock,
@@ -109,7 +109,7 @@ impl Node {
     pub(crate) fn new(
         config: Config,
         runtime: ContainerRuntime,
-        network: TaskNetwork,
+        network: DataPath,
     ) -> Result<Self> {
         let machine = Machine::read();
         let description = machine.description(&config.hostname, &config.labels, Vec::new());
