@@ -26,6 +26,14 @@ const RESERVE_PERIOD: Duration = Duration::from_secs(2);
 const RETRY_PERIOD: Duration = Duration::from_millis(200);
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// What the two learned by themselves.
+enum Cause {
+    Shutdown,
+    Resolvers,
+    Reservations,
+    Conditions,
+}
+
 /// The network of this node. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct NodeNetwork {
@@ -37,10 +45,11 @@ pub(crate) struct NodeNetwork {
 
 impl NodeNetwork {
     pub(crate) async fn open(config: &Config, instance: &str) -> Result<Self> {
-        let path = DataPath::open(network::Options {
+        let path = DataPath::open(network::NetworkOptions {
             run_dir: config.run_dir.clone(),
             instance_id: instance.to_owned(),
             subnet: None,
+            address: None,
         })
         .await
         .context("network")?;
@@ -74,22 +83,32 @@ impl NodeNetwork {
         wanted.mark_changed();
         trouble.mark_changed();
         loop {
-            tokio::select! {
+            let cause = tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => return,
-                Ok(()) = ports.changed() => {
+                _ = shutdown.wait_for(|stop| *stop) => Cause::Shutdown,
+                Ok(()) = ports.changed() => Cause::Resolvers,
+                Ok(()) = wanted.changed() => Cause::Reservations,
+                Ok(()) = trouble.changed() => Cause::Conditions,
+                () = tokio::time::sleep(RESERVE_PERIOD), if missing => Cause::Reservations,
+            };
+            match cause {
+                Cause::Shutdown => return,
+                Cause::Resolvers => {
                     let now = ports.borrow_and_update().clone();
-                    if now.epoch != epoch && self.lead_to(&now).await {
-                        epoch = now.epoch;
+                    if now.epoch != epoch {
+                        match self.lead_to(&now).await {
+                            true => epoch = now.epoch,
+                            false => ports.mark_changed(),
+                        }
                     }
                 }
-                Ok(()) = wanted.changed() => missing = self.reserve(&mut wanted).await,
-                Ok(()) = trouble.changed() => {
+                Cause::Reservations => {
+                    let bindings = wanted.borrow_and_update().iter().copied().collect();
+                    missing = self.reserve(bindings).await;
+                }
+                Cause::Conditions => {
                     let found = trouble.borrow_and_update().clone();
                     conditions.send_if_modified(|known| set_conditions(known, OF_NETWORK, found));
-                }
-                () = tokio::time::sleep(RESERVE_PERIOD), if missing => {
-                    missing = self.reserve(&mut wanted).await;
                 }
             }
         }
@@ -114,8 +133,7 @@ impl NodeNetwork {
     }
 
     /// Reserves what the data path publishes; `true` when something could not be had.
-    async fn reserve(&self, wanted: &mut watch::Receiver<Vec<PortBinding>>) -> bool {
-        let wanted = wanted.borrow_and_update().clone();
+    async fn reserve(&self, wanted: Vec<PortBinding>) -> bool {
         let missing = match self.names.reserve(&wanted).await {
             Ok(missing) => missing,
             Err(error) => {
@@ -135,7 +153,10 @@ impl NodeNetwork {
             tracing::warn!(error = %chain(&error), "published ports do not answer on ::1");
         }
         let any = !missing.is_empty();
-        self.path.set_unavailable(missing).await;
+        if let Err(error) = self.path.set_unavailable(missing.into_iter().collect()).await {
+            tracing::warn!(error = %chain(&error), "ports that others hold may be published");
+            return true;
+        }
         any
     }
 
@@ -189,7 +210,7 @@ impl NodeNetwork {
 impl Network for NodeNetwork {
     async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
         self.learn_internal(&update);
-        self.path.update(&update).await?;
+        self.path.update(update.clone()).await?;
         self.names.update(&update).await.map_err(|error| failed("change names", &error))
     }
 

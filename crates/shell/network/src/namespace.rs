@@ -1,8 +1,8 @@
 //! Network namespaces that stay without a process in them.
 //!
-//! Owns: the directory of their bind mounts.
+//! Owns: directories of their bind mounts, and threads that enter them.
 //! Does not know: what is configured inside.
-//! Invariant: the directory is a shared mount, so that an unmount here also happens in the mount
+//! Invariant: a directory is a shared mount, so that an unmount here also happens in the mount
 //! namespaces of shims, which were copied from this one while the namespace was mounted;
 //! otherwise a removed namespace would live on until the last of them ends.
 
@@ -13,22 +13,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::statfs;
 
-use crate::route::RouteSocket;
-
-/// The namespaces of one daemon.
+/// The namespaces in one directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Namespaces {
     dir: PathBuf,
-}
-
-/// A namespace and a way to configure it from outside.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) fd: OwnedFd,
-    pub(crate) socket: RouteSocket,
 }
 
 impl Namespaces {
@@ -67,31 +58,51 @@ impl Namespaces {
         statfs(&self.path(id)).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC)
     }
 
-    /// Makes a namespace with its loopback up.
-    pub(crate) fn make(&self, id: &str) -> io::Result<Opened> {
+    /// Makes a namespace and does something inside it.
+    pub(crate) fn make<T: Send + 'static>(
+        &self,
+        id: &str,
+        inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let path = self.path(id);
         drop(File::create(&path)?);
         let target = path.clone();
-        let opened = in_thread(move || {
+        let made = in_thread(move || {
             unshare(CloneFlags::CLONE_NEWNET)?;
             let none = None::<&str>;
             mount(Some(OWN_NAMESPACE), &target, none, MsFlags::MS_BIND, none)?;
-            allow_unprivileged_use();
-            opened_here()
+            inside()
         });
-        if opened.is_err() {
+        if made.is_err() {
             self.remove(id)?;
         }
-        opened
+        made
     }
 
-    /// Enters one that is there, to configure it.
-    pub(crate) fn enter(&self, id: &str) -> io::Result<Opened> {
-        let file = File::open(self.path(id))?;
+    /// Names a namespace that is there already.
+    pub(crate) fn adopt(&self, id: &str, namespace: &OwnedFd) -> io::Result<()> {
+        let path = self.path(id);
+        drop(File::create(&path)?);
+        let file = namespace.try_clone()?;
         in_thread(move || {
-            nix::sched::setns(&file, CloneFlags::CLONE_NEWNET)?;
-            opened_here()
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
+            let none = None::<&str>;
+            mount(Some(OWN_NAMESPACE), &path, none, MsFlags::MS_BIND, none)?;
+            Ok(())
         })
+    }
+
+    /// Does something in one that is there.
+    pub(crate) fn enter<T: Send + 'static>(
+        &self,
+        id: &str,
+        inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        enter(&self.open_one(id)?, inside)
+    }
+
+    pub(crate) fn open_one(&self, id: &str) -> io::Result<OwnedFd> {
+        Ok(File::open(self.path(id))?.into())
     }
 
     /// Removes one; the kernel ends it with its last process. What is not there is no error.
@@ -117,23 +128,21 @@ impl Namespaces {
     }
 }
 
-fn opened_here() -> io::Result<Opened> {
-    let fd = File::open(Path::new(OWN_NAMESPACE))?.into();
-    let mut socket = RouteSocket::open()?;
-    let loopback = socket.links()?.into_iter().find(|link| link.name == "lo");
-    if let Some(loopback) = loopback {
-        socket.set_up(loopback.index)?;
-    }
-    Ok(Opened { fd, socket })
+/// The namespace of the calling thread.
+pub(crate) fn own_namespace() -> io::Result<OwnedFd> {
+    Ok(File::open(Path::new(OWN_NAMESPACE))?.into())
 }
 
-/// Docker's defaults: low ports and ping need no capability inside a container. A kernel without
-/// these files behaves as it always did.
-fn allow_unprivileged_use() {
-    for (name, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")]
-    {
-        let _ = fs::write(Path::new("/proc/sys/net/ipv4").join(name), value);
-    }
+/// Does something in a namespace, in a thread of its own.
+pub(crate) fn enter<T: Send + 'static>(
+    namespace: &OwnedFd,
+    inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let file = namespace.try_clone()?;
+    in_thread(move || {
+        setns(&file, CloneFlags::CLONE_NEWNET)?;
+        inside()
+    })
 }
 
 /// Runs in a thread of its own, which may change its namespace because it ends with `work`.

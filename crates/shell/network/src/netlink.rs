@@ -24,6 +24,16 @@ impl Message {
         message
     }
 
+    /// Attributes without a message around them, to be put into one with [`Message::raw`].
+    pub(crate) fn fragment() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
+    /// The bytes of a fragment.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         self.push_attribute(kind, value);
         self
@@ -99,8 +109,17 @@ pub(crate) type Answer = Vec<u8>;
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
-    /// Number of the last request that is acknowledged.
-    awaited: u32,
+    buffer: Vec<u8>,
+}
+
+/// What the answers to one packet were.
+#[derive(Debug, Default)]
+struct Outcome {
+    answers: Vec<Answer>,
+    /// By sequence number.
+    errors: Vec<(u32, io::Error)>,
+    /// A dump that something changed under.
+    interrupted: bool,
 }
 
 impl Socket {
@@ -118,80 +137,191 @@ impl Socket {
         set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit)?;
         // Strict: dumps may be filtered. Kernels before 4.20 do not know it, and do without.
         let one: libc::c_int = 1;
-        let _ = set_option(&fd, libc::SOL_NETLINK, NETLINK_GET_STRICT_CHK, &one);
-        Ok(Self { fd, sequence: 0, awaited: 0 })
+        for name in [NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
+            let _ = set_option(&fd, libc::SOL_NETLINK, name, &one);
+        }
+        // A whole load is one packet; without the right to force it, the limit of the host stands.
+        for name in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
+            let _ = set_option(&fd, libc::SOL_SOCKET, name, &BUFFER_BYTES);
+        }
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+    }
+
+    /// A socket that is told of changes; `groups` are numbers of multicast groups.
+    pub(crate) fn listen(protocol: libc::c_int, groups: &[libc::c_int]) -> io::Result<Self> {
+        let socket = Self::open(protocol)?;
+        // SAFETY: all zeroes are a valid address: any number, no group.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        // SAFETY: the address is live and its size is given.
+        let bound = unsafe {
+            libc::bind(
+                socket.fd.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                std::mem::size_of_val(&address) as libc::socklen_t,
+            )
+        };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for group in groups {
+            set_option(&socket.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
+        }
+        Ok(socket)
+    }
+
+    /// Whether anything was heard since the last call; never waits. What was lost counts.
+    pub(crate) fn heard(&mut self) -> bool {
+        let mut heard = false;
+        loop {
+            match self.receive(libc::MSG_DONTWAIT) {
+                Ok(_) => heard = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+                Err(_) => return true,
+            }
+        }
     }
 
     /// Sends a request and waits for its acknowledgement.
     pub(crate) fn request(&mut self, message: Message) -> io::Result<()> {
-        self.send(vec![with_flags(message, ACKNOWLEDGE)])?;
-        self.collect().map(drop)
+        self.batch(vec![message])
     }
 
-    /// Sends requests as one packet and waits for the last acknowledgement that is asked for. The
-    /// first error of any of them is the result.
+    /// Sends requests as one packet; the first error of any of them is the result.
     pub(crate) fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
-        self.send(messages)?;
-        self.collect().map(drop)
+        match self.batch_each(messages)?.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends requests as one packet; answers what failed, by position.
+    pub(crate) fn batch_each(
+        &mut self,
+        messages: Vec<Message>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
+        let first = self.sequence + 1;
+        let mut packet = Vec::new();
+        let count = messages.len();
+        for (position, message) in messages.into_iter().enumerate() {
+            let last = position + 1 == count;
+            self.append(&mut packet, if last { with_flags(message, ACKNOWLEDGE) } else { message });
+        }
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.send(&packet)?;
+        let errors = self.collect()?.errors.into_iter();
+        Ok(errors.map(|(number, error)| ((number.saturating_sub(first)) as usize, error)).collect())
     }
 
     /// All answers to a request with the dump flag.
     pub(crate) fn dump(&mut self, message: Message) -> io::Result<Vec<Answer>> {
-        self.send(vec![with_flags(message, DUMP)])?;
+        for _ in 0..DUMP_ATTEMPTS {
+            let outcome = self.exchange(with_flags(message.clone(), DUMP))?;
+            if let Some((_, error)) = outcome.errors.into_iter().next() {
+                return Err(error);
+            }
+            if !outcome.interrupted {
+                return Ok(outcome.answers);
+            }
+        }
+        Err(io::Error::other("it changes faster than it can be listed"))
+    }
+
+    /// The one answer to a request.
+    pub(crate) fn ask(&mut self, message: Message) -> io::Result<Answer> {
+        let outcome = self.exchange(with_flags(message, ACKNOWLEDGE))?;
+        match outcome.errors.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => outcome
+                .answers
+                .into_iter()
+                .next()
+                .ok_or_else(|| io::Error::other("an acknowledgement without an answer")),
+        }
+    }
+
+    fn exchange(&mut self, message: Message) -> io::Result<Outcome> {
+        let mut packet = Vec::new();
+        self.append(&mut packet, message);
+        self.send(&packet)?;
         self.collect()
     }
 
-    fn send(&mut self, messages: Vec<Message>) -> io::Result<()> {
-        let mut packet = Vec::new();
-        for message in messages {
-            self.sequence += 1;
-            if message.flags() & ACKNOWLEDGE != 0 {
-                self.awaited = self.sequence;
-            }
-            packet.extend(message.finish(self.sequence));
-        }
+    fn append(&mut self, packet: &mut Vec<u8>, message: Message) {
+        self.sequence += 1;
+        packet.extend(message.finish(self.sequence));
+    }
+
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
         // SAFETY: the buffer is live and as long as said.
         let sent =
             unsafe { libc::send(self.fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Answers up to the end of a dump or the acknowledgement of the last request sent.
-    fn collect(&mut self) -> io::Result<Vec<Answer>> {
-        let mut answers = Vec::new();
-        let mut buffer = vec![0u8; RECEIVE_BYTES];
+    fn receive(&mut self, flags: libc::c_int) -> io::Result<usize> {
+        // SAFETY: the buffer is live and as long as said.
+        let count = unsafe {
+            let buffer = self.buffer.as_mut_ptr().cast();
+            libc::recv(self.fd.as_raw_fd(), buffer, self.buffer.len(), flags)
+        };
+        if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+    }
+
+    /// Answers up to the end of a dump or the acknowledgement of the last request sent. After an
+    /// error whatever has been answered is taken: the kernel answers before `send` returns, and
+    /// what fails as a whole has no last acknowledgement.
+    fn collect(&mut self) -> io::Result<Outcome> {
+        let mut outcome = Outcome::default();
         loop {
-            // SAFETY: the buffer is live and as long as said.
-            let count = unsafe {
-                libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
-            };
-            if count < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
+            let flags = if outcome.errors.is_empty() { 0 } else { libc::MSG_DONTWAIT };
+            let count = match self.receive(flags) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if flags != 0 && error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(outcome);
                 }
-                return Err(error);
-            }
-            let mut rest = &buffer[..count as usize];
+                Err(error) => return Err(error),
+            };
+            let mut rest = &self.buffer[..count];
             while let Some((kind, sequence, payload, tail)) = split(rest) {
+                let interrupted = flags_of(rest) & DUMP_INTERRUPTED != 0;
+                outcome.interrupted |= interrupted;
                 rest = tail;
                 match kind {
                     ERROR => {
                         let code = payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
                         if code != 0 {
-                            return Err(io::Error::from_raw_os_error(-code));
-                        }
-                        if sequence == self.awaited {
-                            return Ok(answers);
+                            outcome.errors.push((sequence, explained(-code, payload)));
+                        } else if sequence == self.sequence {
+                            return Ok(outcome);
                         }
                     }
-                    DONE => return Ok(answers),
-                    _ if answers.len() < ANSWERS_MAX => answers.push(payload.to_vec()),
+                    DONE if sequence == self.sequence => return Ok(outcome),
+                    DONE => {}
+                    _ if sequence != self.sequence => {}
+                    _ if outcome.answers.len() < ANSWERS_MAX => {
+                        outcome.answers.push(payload.to_vec());
+                    }
                     _ => return Err(io::Error::other("a dump without end")),
                 }
             }
         }
     }
+}
+
+/// The kernel's words to an error are for those who look for its cause.
+fn explained(code: i32, payload: &[u8]) -> io::Error {
+    // The number, and the header of the request.
+    let words = payload.get(20..).and_then(|rest| attribute(rest, ERROR_WORDS));
+    if let Some(words) = words {
+        let words = String::from_utf8_lossy(words);
+        tracing::debug!(code, words = words.trim_end_matches('\0'), "the kernel refused");
+    }
+    io::Error::from_raw_os_error(code)
 }
 
 /// Attributes of `bytes`: kind without its flags, and value.
@@ -210,6 +340,10 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 /// The value of the first attribute of that kind.
 pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).into_iter().find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn flags_of(bytes: &[u8]) -> u16 {
+    bytes.get(6..8).map_or(0, |flags| u16::from_ne_bytes([flags[0], flags[1]]))
 }
 
 fn split(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
@@ -254,7 +388,17 @@ const DONE: u16 = 3;
 const NESTED: u16 = 0x8000;
 const BYTE_ORDER: u16 = 0x4000;
 const HEADER_BYTES: usize = 16;
+const NETLINK_CAP_ACK: libc::c_int = 10;
+const NETLINK_EXT_ACK: libc::c_int = 11;
 const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
+const DUMP_INTERRUPTED: u16 = 0x10;
+const ERROR_WORDS: u16 = 1;
+
+/// Of each direction; a load of ten thousand services is a few megabytes.
+const BUFFER_BYTES: libc::c_int = 32 << 20;
+
+/// Listing again helps when somebody else changed something meanwhile.
+const DUMP_ATTEMPTS: u32 = 8;
 
 /// The kernel answers at once; this is for a kernel in trouble.
 const ANSWER_LIMIT_SECONDS: libc::time_t = 10;

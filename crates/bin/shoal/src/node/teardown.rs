@@ -20,7 +20,9 @@ impl Node {
         let (network, conditions) = (self.network.clone(), self.conditions.clone());
         let keeping = tokio::spawn(async move {
             let repairing = network.path().clone();
-            tokio::join!(network.keep(conditions, stopped.clone()), repairing.run(stopped));
+            let mut until = stopped.clone();
+            let until = async move { drop(until.wait_for(|stop| *stop).await) };
+            tokio::join!(network.keep(conditions, stopped), repairing.run(until));
         });
         (stop, keeping)
     }

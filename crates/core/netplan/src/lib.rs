@@ -1,0 +1,72 @@
+//! What the kernel of one node should hold, so that its containers reach what they may reach.
+//!
+//! Owns: routes, neighbours, forwarding entries and filter elements wanted in each namespace of the
+//! node, how new connections are spread, and the smallest change from one state to the next.
+//! Does not know: netlink, nftables' bytes, which namespace lies where.
+//! Invariant: the state wanted depends on the directory and the containers alone, never on the order
+//! of what was learned; only which slot a backend has in a balancer depends on what was before.
+
+mod balance;
+mod directory;
+mod keys;
+mod mesh;
+mod numbers;
+mod overlay;
+mod plan;
+mod state;
+
+pub use balance::{CLASSES, Step, class_of, rearrange};
+pub use mesh::{MeshLinks, RETURN_TABLE};
+pub use numbers::{
+    GATEWAY_HARDWARE, HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP,
+    link_v4, link_v6, mark_of, node_hardware, task_hardware,
+};
+pub use overlay::MAIN as MAIN_TABLE;
+pub use plan::{HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
+pub use state::{Changes, Edit, Elements, Hardware, RouteKey, RouteTo, Surplus, Value, Wanted};
+
+/// Names of links inside our namespaces.
+pub mod link {
+    pub const LOOPBACK: &str = "lo";
+    pub const VXLAN: &str = "vx";
+    /// Of the mesh namespace, to the host.
+    pub const UP: &str = "up";
+    /// Every container's begins so.
+    pub const TASK_PREFIX: &str = "t";
+}
+
+/// Names of sets and maps, in the tables that the shell makes.
+pub mod set {
+    pub const VIP4: &str = "svc4";
+    pub const VIP6: &str = "svc6";
+    pub const BACKEND4: &str = "be4";
+    pub const BACKEND6: &str = "be6";
+    /// Pairs of one and the same local address: a connection of a task to itself.
+    pub const SELF4: &str = "hp4";
+    pub const SELF6: &str = "hp6";
+
+    pub const PUBLISHED4: &str = "pub4";
+    pub const PUBLISHED6: &str = "pub6";
+    pub const TARGET4: &str = "pb4";
+    pub const TARGET6: &str = "pb6";
+    /// Address, protocol and port of local tasks that other nodes may forward to.
+    pub const LOCAL4: &str = "local4";
+    pub const LOCAL6: &str = "local6";
+    /// Link and address of each local container.
+    pub const SOURCE4: &str = "src4";
+    pub const SOURCE6: &str = "src6";
+    /// Links of containers that may reach the world.
+    pub const OUTWARD: &str = "out";
+    /// Addresses of nodes.
+    pub const NODES4: &str = "nodes4";
+    pub const NODES6: &str = "nodes6";
+
+    /// Published on every address of the host.
+    pub const PORTS: &str = "ports";
+    pub const BOUND4: &str = "bound4";
+    pub const BOUND6: &str = "bound6";
+    /// VXLAN network identifiers of ours, and who may send with each.
+    pub const VNIS: &str = "vnis";
+    pub const MEMBERS4: &str = "members4";
+    pub const MEMBERS6: &str = "members6";
+}

@@ -1,0 +1,385 @@
+//! The mesh of one node: published ports, the way out of its containers, and the host's part.
+//!
+//! Owns: the state of the mesh namespace and of the host's table.
+//! Does not know: how a port is reserved, which containers there are.
+//! Invariant: what the host hands to the mesh is what is published and not unavailable; whether
+//! anything answers there is the mesh's matter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use types::{
+    EndpointPart, PeerPart, PortBinding, PortPart, PortProtocol, PublishMode, ServiceId, TaskId,
+};
+
+use crate::directory::Table;
+use crate::keys::Key;
+use crate::numbers::{HOST_HARDWARE, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP};
+use crate::overlay::{Fabric, Front, MAIN, addresses, host_net, serving};
+use crate::plan::{LocalContainer, LocalLink};
+use crate::state::{Changes, Elements, RouteKey, RouteTo, Value, Wanted};
+use crate::{link, set};
+
+/// Addresses between the mesh and its host, and of containers without one on the ingress network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeshLinks {
+    pub v4: Ipv4Net,
+    pub v6: Ipv6Net,
+}
+
+impl MeshLinks {
+    #[must_use]
+    pub fn host_v4(&self) -> Ipv4Addr {
+        offset_v4(self.v4, 1)
+    }
+
+    #[must_use]
+    pub fn mesh_v4(&self) -> Ipv4Addr {
+        offset_v4(self.v4, 2)
+    }
+
+    /// The next hop of containers.
+    #[must_use]
+    pub fn gateway_v4(&self) -> Ipv4Addr {
+        offset_v4(self.v4, 5)
+    }
+
+    #[must_use]
+    pub fn host_v6(&self) -> Ipv6Addr {
+        offset_v6(self.v6, 1)
+    }
+
+    #[must_use]
+    pub fn mesh_v6(&self) -> Ipv6Addr {
+        offset_v6(self.v6, 2)
+    }
+
+    #[must_use]
+    pub fn gateway_v6(&self) -> Ipv6Addr {
+        offset_v6(self.v6, 5)
+    }
+
+    /// The IPv6 address of the container that has this IPv4 one.
+    #[must_use]
+    pub fn companion(&self, v4: Ipv4Addr) -> Ipv6Addr {
+        offset_v6(self.v6, v4.to_bits().wrapping_sub(self.v4.network().to_bits()))
+    }
+
+    /// The lowest address that nobody has.
+    #[must_use]
+    pub fn free(&self, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+        self.v4.hosts().skip(7).find(|address| !taken.contains(address))
+    }
+}
+
+fn offset_v4(net: Ipv4Net, offset: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(net.network().to_bits().wrapping_add(offset))
+}
+
+fn offset_v6(net: Ipv6Net, offset: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(net.network().to_bits().wrapping_add(u128::from(offset)))
+}
+
+/// The mesh namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Mesh {
+    pub(crate) fabric: Fabric,
+    /// Ports published by each service.
+    published: BTreeMap<ServiceId, BTreeSet<(PortProtocol, u16)>>,
+    /// What other nodes may reach at each task of this node.
+    targets: BTreeMap<TaskId, BTreeSet<(IpAddr, PortProtocol, u16)>>,
+}
+
+impl Mesh {
+    pub(crate) fn new(links: MeshLinks) -> Self {
+        let mut mesh = Self {
+            fabric: Fabric::default(),
+            published: BTreeMap::new(),
+            targets: BTreeMap::new(),
+        };
+        let (wanted, none) = (&mut mesh.fabric.wanted, &mut Changes::default());
+        let pairs: [(IpAddr, IpAddr, IpNet); 2] = [
+            (links.mesh_v4().into(), links.host_v4().into(), links.v4.into()),
+            (links.mesh_v6().into(), links.host_v6().into(), links.v6.into()),
+        ];
+        for (own, host, net) in pairs {
+            wanted.address(link::UP, up_net(own), true, none);
+            wanted.neighbour(link::UP, host, Some(HOST_HARDWARE), none);
+            let everything = if own.is_ipv4() { DEFAULT_V4 } else { DEFAULT_V6 };
+            let key = RouteKey { table: MAIN, net: everything };
+            wanted.route(key, Some(RouteTo::via(link::UP, host)), none);
+            let key = RouteKey { table: MAIN, net: net.trunc() };
+            wanted.route(key, Some(RouteTo::UNREACHABLE), none);
+        }
+        for gateway in [links.gateway_v4().into(), links.gateway_v6().into()] {
+            wanted.address(link::LOOPBACK, host_net(gateway), true, none);
+        }
+        mesh
+    }
+
+    /// The way back of what other nodes sent here, once there is an ingress network.
+    pub(crate) fn set_return(&mut self, present: bool, changes: &mut Changes) {
+        let wanted = &mut self.fabric.wanted;
+        for net in [DEFAULT_V4, DEFAULT_V6] {
+            let to = present.then(|| RouteTo::via(link::VXLAN, RETURN_HOP));
+            wanted.route(RouteKey { table: RETURN_TABLE, net }, to, changes);
+        }
+        let hardware = present.then_some(RETURN_HARDWARE);
+        wanted.neighbour(link::VXLAN, RETURN_HOP.into(), hardware, changes);
+    }
+
+    /// What a service publishes, and what of it runs where.
+    pub(crate) fn publish(&mut self, table: &Table, service: ServiceId, changes: &mut Changes) {
+        let part = table.services.get(&service);
+        let ports: Vec<&PortPart> =
+            part.into_iter().flat_map(|part| part.ports.iter().filter(|p| is_mesh(p))).collect();
+        let now: BTreeSet<(PortProtocol, u16)> =
+            ports.iter().map(|port| (port.protocol, port.published)).collect();
+        let before = match now.is_empty() {
+            true => self.published.remove(&service),
+            false => self.published.insert(service, now.clone()),
+        };
+        for (protocol, published) in before.unwrap_or_default().difference(&now) {
+            self.lead(*protocol, *published, |_| BTreeSet::new(), changes);
+        }
+        for port in ports {
+            let backends =
+                |v6| serving(table, service, v6).map(|address| (address, port.target)).collect();
+            self.lead(port.protocol, port.published, backends, changes);
+        }
+    }
+
+    fn lead(
+        &mut self,
+        protocol: PortProtocol,
+        port: u16,
+        backends: impl Fn(bool) -> BTreeSet<(IpAddr, u16)>,
+        changes: &mut Changes,
+    ) {
+        let Fabric { balancers, wanted, .. } = &mut self.fabric;
+        for v6 in [false, true] {
+            let front = Front::Port(v6, protocol, port);
+            balancers.spread(front, &backends(v6), wanted, changes);
+        }
+    }
+
+    /// What other nodes may reach at a task of this node: its service's published targets.
+    pub(crate) fn open_targets(
+        &mut self,
+        table: Option<&Table>,
+        task: TaskId,
+        own: Option<u32>,
+        changes: &mut Changes,
+    ) {
+        let part = table.and_then(|table| table.endpoints.get(&task));
+        let part = part.filter(|part| Some(part.number) == own);
+        let service = part.and_then(|part| table?.services.get(&part.service?));
+        let now: BTreeSet<(IpAddr, PortProtocol, u16)> = part
+            .into_iter()
+            .flat_map(|part: &EndpointPart| addresses(part.v4, part.v6))
+            .flat_map(|address| {
+                let ports = service.into_iter().flat_map(|service| &service.ports);
+                ports.filter(|p| is_mesh(p)).map(move |p| (address, p.protocol, p.target))
+            })
+            .collect();
+        let before = self.targets.remove(&task).unwrap_or_default();
+        let wanted = &mut self.fabric.wanted;
+        for target in before.difference(&now) {
+            let (set, key) = target_key(*target);
+            wanted.delete(set, key, &mut changes.edits);
+        }
+        for target in &now {
+            let (set, key) = target_key(*target);
+            wanted.put(set, key, Value::Member, &mut changes.edits);
+        }
+        if !now.is_empty() {
+            self.targets.insert(task, now);
+        }
+    }
+
+    /// A container's end of its link to the mesh.
+    pub(crate) fn admit(&mut self, end: &LocalLink, outward: bool, changes: &mut Changes) {
+        let wanted = &mut self.fabric.wanted;
+        for address in addresses(end.v4, end.v6) {
+            let (set, key) = source_key(&end.link, address);
+            wanted.put(set, key, Value::Member, &mut changes.edits);
+        }
+        if outward {
+            let key = Key::new().link(&end.link).done();
+            wanted.put(set::OUTWARD, key, Value::Member, &mut changes.edits);
+        }
+    }
+
+    pub(crate) fn dismiss(&mut self, end: &LocalLink, changes: &mut Changes) {
+        let wanted = &mut self.fabric.wanted;
+        for address in addresses(end.v4, end.v6) {
+            let (set, key) = source_key(&end.link, address);
+            wanted.delete(set, key, &mut changes.edits);
+        }
+        wanted.delete(set::OUTWARD, Key::new().link(&end.link).done(), &mut changes.edits);
+    }
+
+    /// The node's own port that leads to one container; `None`: to nothing any more.
+    pub(crate) fn lead_host_port(
+        &mut self,
+        protocol: PortProtocol,
+        port: u16,
+        to: Option<(&LocalLink, u16)>,
+        changes: &mut Changes,
+    ) {
+        let backends = |v6| {
+            let addresses = to.into_iter().flat_map(|(end, target)| {
+                addresses(end.v4, end.v6).map(move |address| (address, target))
+            });
+            addresses.filter(|(address, _)| address.is_ipv6() == v6).collect()
+        };
+        self.lead(protocol, port, backends, changes);
+    }
+
+    /// Addresses by which containers may reach the ports of nodes.
+    pub(crate) fn name_nodes<'a>(
+        &mut self,
+        peers: impl Iterator<Item = &'a PeerPart>,
+        own: impl Iterator<Item = IpAddr>,
+        changes: &mut Changes,
+    ) {
+        let (mut v4, mut v6) = (Elements::new(), Elements::new());
+        for address in peers.map(|peer| peer.address).chain(own) {
+            if address.is_loopback() || address.is_unspecified() {
+                continue;
+            }
+            let elements = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+            elements.insert(Key::new().address(address).done(), Value::Member);
+        }
+        self.fabric.wanted.sync(set::NODES4, v4, &mut changes.edits);
+        self.fabric.wanted.sync(set::NODES6, v6, &mut changes.edits);
+    }
+}
+
+/// The host's table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Host {
+    pub(crate) wanted: Wanted,
+    /// What would be published were nothing unavailable.
+    pub(crate) bindings: BTreeSet<PortBinding>,
+}
+
+impl Host {
+    pub(crate) fn new(links: MeshLinks, gateway: &str) -> Self {
+        let (mut host, none) = (Self::default(), &mut Changes::default());
+        for address in [links.host_v4().into(), links.host_v6().into()] {
+            host.wanted.address(gateway, up_net(address), true, none);
+        }
+        for address in [links.mesh_v4().into(), links.mesh_v6().into()] {
+            host.wanted.neighbour(gateway, address, Some(MESH_HARDWARE), none);
+        }
+        host
+    }
+
+    /// Who may send what on the VXLAN port.
+    pub(crate) fn admit(&mut self, vni: u32, peer: IpAddr, changes: &mut Changes) {
+        let (set, key) = member_key(vni, peer);
+        self.wanted.put(set, key, Value::Member, &mut changes.edits);
+    }
+
+    pub(crate) fn dismiss(&mut self, vni: u32, peer: IpAddr, changes: &mut Changes) {
+        let (set, key) = member_key(vni, peer);
+        self.wanted.delete(set, key, &mut changes.edits);
+    }
+
+    pub(crate) fn guard(&mut self, vni: u32, present: bool, changes: &mut Changes) {
+        let key = Key::new().vni(vni).done();
+        match present {
+            true => self.wanted.put(set::VNIS, key, Value::Member, &mut changes.edits),
+            false => self.wanted.delete(set::VNIS, key, &mut changes.edits),
+        }
+    }
+
+    /// Publishes all bindings but those that somebody else holds.
+    pub(crate) fn publish(
+        &mut self,
+        bindings: BTreeSet<PortBinding>,
+        unavailable: &BTreeSet<PortBinding>,
+        changes: &mut Changes,
+    ) {
+        let (mut ports, mut v4, mut v6) = (Elements::new(), Elements::new(), Elements::new());
+        for binding in bindings.difference(unavailable) {
+            let key = Key::new();
+            let elements = match binding.address {
+                None => &mut ports,
+                Some(IpAddr::V4(_)) => &mut v4,
+                Some(IpAddr::V6(_)) => &mut v6,
+            };
+            let key = match binding.address {
+                None => key,
+                Some(address) => key.address(address),
+            };
+            elements
+                .insert(key.protocol(binding.protocol).port(binding.port).done(), Value::Member);
+        }
+        self.bindings = bindings;
+        self.wanted.sync(set::PORTS, ports, &mut changes.edits);
+        self.wanted.sync(set::BOUND4, v4, &mut changes.edits);
+        self.wanted.sync(set::BOUND6, v6, &mut changes.edits);
+    }
+}
+
+/// What a port that is bound to `host` has to be bound to: an address, those of a link, or all.
+/// A link that is not there has none.
+pub(crate) fn bindings_of(
+    protocol: PortProtocol,
+    port: u16,
+    host: &str,
+    own: &BTreeMap<String, Vec<IpAddr>>,
+) -> Vec<PortBinding> {
+    let binding = |address| PortBinding { protocol, port, address };
+    if host.is_empty() {
+        return vec![binding(None)];
+    }
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() => vec![binding(None)],
+        Ok(address) => vec![binding(Some(address))],
+        Err(_) => own.get(host).into_iter().flatten().map(|a| binding(Some(*a))).collect(),
+    }
+}
+
+/// Every port of a mesh that the services of a table publish.
+pub(crate) fn mesh_ports(table: &Table) -> impl Iterator<Item = &PortPart> + '_ {
+    table.services.values().flat_map(|service| service.ports.iter().filter(|port| is_mesh(port)))
+}
+
+fn is_mesh(port: &PortPart) -> bool {
+    port.mode == PublishMode::Ingress && port.published != 0
+}
+
+/// Local ends of containers' links, with the mesh's first.
+pub(crate) fn mesh_end(container: &LocalContainer) -> Option<&LocalLink> {
+    container.links.iter().find(|end| end.network.is_none())
+}
+
+fn up_net(address: IpAddr) -> IpNet {
+    let prefix = if address.is_ipv4() { 30 } else { 126 };
+    IpNet::new(address, prefix).unwrap_or_else(|_| host_net(address))
+}
+
+fn target_key((address, protocol, port): (IpAddr, PortProtocol, u16)) -> (&'static str, Vec<u8>) {
+    let set = if address.is_ipv4() { set::LOCAL4 } else { set::LOCAL6 };
+    (set, Key::new().address(address).protocol(protocol).port(port).done())
+}
+
+fn source_key(link: &str, address: IpAddr) -> (&'static str, Vec<u8>) {
+    let set = if address.is_ipv4() { set::SOURCE4 } else { set::SOURCE6 };
+    (set, Key::new().link(link).address(address).done())
+}
+
+fn member_key(vni: u32, peer: IpAddr) -> (&'static str, Vec<u8>) {
+    let set = if peer.is_ipv4() { set::MEMBERS4 } else { set::MEMBERS6 };
+    (set, Key::new().address(peer).vni(vni).done())
+}
+
+const DEFAULT_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+const DEFAULT_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0));
+
+/// Of what goes back to another node.
+pub const RETURN_TABLE: u32 = 100;

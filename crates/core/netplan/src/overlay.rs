@@ -1,0 +1,310 @@
+//! One network on one node: who is where, and what virtual addresses lead to.
+//!
+//! Owns: routes, neighbours and forwarding entries of a network's namespace; its balancers.
+//! Does not know: containers' own namespaces; published ports.
+//! Invariant: an address of a container of this node leads to its link, whatever the directory says
+//! of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use types::{EndpointMode, EndpointPart, NetworkPart, PeerPart, PortProtocol, ServiceId};
+
+use crate::balance::{Step, class_of, rearrange};
+use crate::directory::Table;
+use crate::keys::Key;
+use crate::numbers::{link_v4, link_v6, node_hardware};
+use crate::state::{Changes, Edit, Hardware, RouteKey, RouteTo, Value, Wanted};
+use crate::{link, set};
+
+/// What new connections are spread over.
+pub(crate) type Backend = (IpAddr, u16);
+
+/// What they come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Front {
+    Virtual(IpAddr),
+    /// For IPv6 or not, a port of this node.
+    Port(bool, PortProtocol, u16),
+}
+
+impl Front {
+    /// Of the verdicts, and of the slots.
+    fn sets(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Virtual(IpAddr::V4(_)) => (set::VIP4, set::BACKEND4),
+            Self::Virtual(IpAddr::V6(_)) => (set::VIP6, set::BACKEND6),
+            Self::Port(false, ..) => (set::PUBLISHED4, set::TARGET4),
+            Self::Port(true, ..) => (set::PUBLISHED6, set::TARGET6),
+        }
+    }
+
+    fn key(self) -> Key {
+        match self {
+            Self::Virtual(address) => Key::new().address(address),
+            Self::Port(_, protocol, port) => Key::new().protocol(protocol).port(port),
+        }
+    }
+
+    fn value(self, backend: Backend) -> Value {
+        let address = Key::new().address(backend.0);
+        Value::Bytes(match self {
+            Self::Virtual(_) => address.done(),
+            Self::Port(..) => address.port(backend.1).done(),
+        })
+    }
+}
+
+/// The slots of all fronts of one namespace.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Balancers(BTreeMap<Front, Vec<Backend>>);
+
+impl Balancers {
+    /// Spreads what comes to `front` over the backends; none: nothing leads there any more.
+    pub(crate) fn spread(
+        &mut self,
+        front: Front,
+        backends: &BTreeSet<Backend>,
+        wanted: &mut Wanted,
+        changes: &mut Changes,
+    ) {
+        let slots = self.0.entry(front).or_default();
+        let steps = rearrange(slots, backends);
+        if slots.is_empty() {
+            self.0.remove(&front);
+        }
+        let (verdicts, places) = front.sets();
+        let mut clear = Vec::new();
+        for step in steps {
+            match step {
+                Step::Set(slot, backend) => {
+                    let key = front.key().slot(slot).done();
+                    wanted.put(places, key, front.value(backend), &mut changes.edits);
+                }
+                Step::Clear(slot) => clear.push(slot),
+            }
+        }
+        let key = front.key().done();
+        match class_of(backends.len()) {
+            0 => wanted.delete(verdicts, key, &mut changes.edits),
+            class => wanted.put(verdicts, key, Value::Class(class), &mut changes.edits),
+        }
+        for slot in clear {
+            let key = front.key().slot(slot).done();
+            // A slot may be filled again by the same update.
+            wanted.delete(places, key, &mut changes.later);
+        }
+    }
+}
+
+/// A container's end of a network on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) link: String,
+    pub(crate) hardware: Hardware,
+}
+
+/// One namespace's part of one network.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fabric {
+    pub(crate) wanted: Wanted,
+    pub(crate) balancers: Balancers,
+    /// Own number; the VXLAN device is there.
+    number: Option<u32>,
+    remote: BTreeMap<IpAddr, u32>,
+    local: BTreeMap<IpAddr, End>,
+    /// Of peers that take less than the network's.
+    mtus: BTreeMap<u32, u32>,
+}
+
+impl Fabric {
+    /// Gateways, refusals, and this node's own addresses on the network.
+    pub(crate) fn lay(&mut self, part: &NetworkPart, own: u32, changes: &mut Changes) {
+        if let Some(before) = self.number
+            && before != own
+        {
+            self.number_addresses(before, false, changes);
+        }
+        self.number = Some(own);
+        self.number_addresses(own, true, changes);
+        for (net, gateway) in &part.subnets {
+            self.wanted.address(link::LOOPBACK, host_net(*gateway), true, changes);
+            let key = RouteKey { table: MAIN, net: net.trunc() };
+            self.wanted.route(key, Some(RouteTo::UNREACHABLE), changes);
+        }
+    }
+
+    /// Undoes [`Fabric::lay`] for subnets that the network does not have any more.
+    pub(crate) fn lift(&mut self, subnets: &[(IpNet, IpAddr)], changes: &mut Changes) {
+        for (net, gateway) in subnets {
+            self.wanted.address(link::LOOPBACK, host_net(*gateway), false, changes);
+            self.wanted.route(RouteKey { table: MAIN, net: net.trunc() }, None, changes);
+        }
+    }
+
+    fn number_addresses(&mut self, number: u32, present: bool, changes: &mut Changes) {
+        for address in [IpAddr::V4(link_v4(number)), IpAddr::V6(link_v6(number))] {
+            self.wanted.address(link::VXLAN, host_net(address), present, changes);
+        }
+    }
+
+    /// Forgets this node's part in the network, for a namespace that outlives it.
+    pub(crate) fn leave(&mut self, changes: &mut Changes) {
+        if let Some(number) = self.number.take() {
+            self.number_addresses(number, false, changes);
+        }
+    }
+
+    pub(crate) fn add_peer(&mut self, peer: &PeerPart, changes: &mut Changes) -> bool {
+        let hardware = node_hardware(peer.number);
+        let hop = IpAddr::V6(link_v6(peer.number));
+        self.wanted.forward(hardware, Some(peer.address), changes);
+        self.wanted.neighbour(link::VXLAN, hop, Some(hardware), changes);
+        let before = self.mtus.get(&peer.number).copied().unwrap_or_default();
+        if peer.mtu == 0 {
+            self.mtus.remove(&peer.number);
+        } else {
+            self.mtus.insert(peer.number, peer.mtu);
+        }
+        if before == peer.mtu {
+            return false;
+        }
+        let theirs: Vec<IpAddr> = self
+            .remote
+            .iter()
+            .filter(|(_, n)| **n == peer.number)
+            .map(|(address, _)| *address)
+            .collect();
+        for address in theirs {
+            self.lead(address, changes);
+        }
+        true
+    }
+
+    pub(crate) fn remove_peer(&mut self, number: u32, changes: &mut Changes) {
+        self.mtus.remove(&number);
+        self.wanted.forward(node_hardware(number), None, changes);
+        self.wanted.neighbour(link::VXLAN, link_v6(number).into(), None, changes);
+    }
+
+    /// Where the directory says that an address is.
+    pub(crate) fn add_remote(&mut self, part: &EndpointPart, changes: &mut Changes) {
+        for address in addresses(part.v4, part.v6) {
+            self.remote.insert(address, part.number);
+            self.lead(address, changes);
+        }
+    }
+
+    pub(crate) fn remove_remote(&mut self, part: &EndpointPart, changes: &mut Changes) {
+        for address in addresses(part.v4, part.v6) {
+            if self.remote.get(&address) == Some(&part.number) {
+                self.remote.remove(&address);
+                self.lead(address, changes);
+            }
+        }
+    }
+
+    pub(crate) fn add_local(&mut self, address: IpAddr, end: &End, changes: &mut Changes) {
+        if let Some(before) = self.local.insert(address, end.clone())
+            && before.link != end.link
+        {
+            self.wanted.neighbour(&before.link, address, None, changes);
+        }
+        self.wanted.neighbour(&end.link, address, Some(end.hardware), changes);
+        self.lead(address, changes);
+        let (pairs, key) = self_pair(address);
+        self.wanted.put(pairs, key, Value::Member, &mut changes.edits);
+    }
+
+    /// Does nothing when another link has the address by now.
+    pub(crate) fn remove_local(&mut self, address: IpAddr, end: &End, changes: &mut Changes) {
+        self.wanted.neighbour(&end.link, address, None, changes);
+        if self.local.get(&address).is_none_or(|there| there.link != end.link) {
+            return;
+        }
+        self.local.remove(&address);
+        self.lead(address, changes);
+        let (pairs, key) = self_pair(address);
+        self.wanted.delete(pairs, key, &mut changes.edits);
+    }
+
+    /// The route to one address.
+    fn lead(&mut self, address: IpAddr, changes: &mut Changes) {
+        let key = RouteKey { table: MAIN, net: host_net(address) };
+        let to = match (self.local.get(&address), self.remote.get(&address)) {
+            (Some(end), _) => Some(RouteTo::link(&end.link)),
+            (None, Some(number)) if Some(*number) != self.number => Some(RouteTo {
+                mtu: self.mtus.get(number).copied().unwrap_or_default(),
+                ..RouteTo::via(link::VXLAN, link_v6(*number))
+            }),
+            _ => None,
+        };
+        self.wanted.route(key, to, changes);
+    }
+
+    /// The virtual addresses of a service; `before` are those that it had.
+    pub(crate) fn spread_service(
+        &mut self,
+        table: &Table,
+        service: ServiceId,
+        before: &BTreeSet<IpAddr>,
+        changes: &mut Changes,
+    ) -> BTreeSet<IpAddr> {
+        let part = table.services.get(&service).filter(|part| part.mode == EndpointMode::Vip);
+        let now: BTreeSet<IpAddr> =
+            part.map(|part| addresses(part.v4, part.v6).collect()).unwrap_or_default();
+        for address in before.difference(&now) {
+            let front = Front::Virtual(*address);
+            self.balancers.spread(front, &BTreeSet::new(), &mut self.wanted, changes);
+        }
+        for address in &now {
+            let backends =
+                serving(table, service, address.is_ipv6()).map(|address| (address, 0)).collect();
+            let front = Front::Virtual(*address);
+            self.balancers.spread(front, &backends, &mut self.wanted, changes);
+        }
+        now
+    }
+}
+
+/// Addresses of a service's tasks that take new connections.
+pub(crate) fn serving(
+    table: &Table,
+    service: ServiceId,
+    v6: bool,
+) -> impl Iterator<Item = IpAddr> + '_ {
+    table.endpoints_of(service).filter(|part| part.serving).filter_map(move |part| match v6 {
+        false => part.v4.map(IpAddr::V4),
+        true => part.v6.map(IpAddr::V6),
+    })
+}
+
+pub(crate) fn addresses(
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+) -> impl Iterator<Item = IpAddr> {
+    v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6))
+}
+
+pub(crate) fn host_net(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+fn self_pair(address: IpAddr) -> (&'static str, Vec<u8>) {
+    let sets = if address.is_ipv4() { set::SELF4 } else { set::SELF6 };
+    (sets, Key::new().address(address).address(address).done())
+}
+
+/// Drops deletions of what is wanted again, from the second transaction.
+pub(crate) fn settle_edits(wanted: &Wanted, later: &mut Vec<Edit>) {
+    later.retain(|edit| match edit {
+        Edit::Delete { set, key } => {
+            !wanted.elements.get(set).is_some_and(|elements| elements.contains_key(key))
+        }
+        Edit::Put { .. } | Edit::Replace { .. } => true,
+    });
+}
+
+/// The table that packets without a mark are routed by.
+pub const MAIN: u32 = 254;

@@ -1,0 +1,514 @@
+//! The plan of one node: from what was learned to what changes in which namespace.
+//!
+//! Owns: the directory, the containers of this node, and the state wanted in each namespace.
+//! Does not know: whether a change was carried out.
+//! Invariant: after every call the wanted states are what directory and containers ask for, and the
+//! changes answered lead there from those before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use types::{
+    DirectoryUpdate, NetworkDriver, NetworkId, NetworkPart, OwnPart, PeerPart, PortBinding,
+    PortProtocol, ServiceId, TaskId,
+};
+
+use crate::directory::{Table, as_increment};
+use crate::mesh::{Host, Mesh, MeshLinks, bindings_of, mesh_end, mesh_ports};
+use crate::overlay::{End, Fabric, addresses, settle_edits};
+use crate::state::{Changes, Hardware, Wanted};
+
+/// A namespace of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Of one network.
+    Overlay(NetworkId),
+    Mesh,
+    Host,
+}
+
+/// A container of this node, as it is connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalContainer {
+    pub links: Vec<LocalLink>,
+    /// It may open connections to the world.
+    pub outward: bool,
+    pub host_ports: Vec<HostPortPlan>,
+}
+
+/// The end of one of its links that lies in a namespace of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalLink {
+    /// `None`: to the mesh.
+    pub network: Option<NetworkId>,
+    pub link: String,
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
+    /// Of the container's own end.
+    pub hardware: Hardware,
+}
+
+/// A port of the node that leads to one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPortPlan {
+    pub protocol: PortProtocol,
+    pub published: u16,
+    pub target: u16,
+    /// Address or link that it is bound to; empty: all.
+    pub host: String,
+}
+
+#[derive(Clone, Debug)]
+struct Overlay {
+    table: Table,
+    fabric: Fabric,
+    virtuals: BTreeMap<ServiceId, BTreeSet<IpAddr>>,
+}
+
+/// What every namespace of the node should hold.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    own: Option<OwnPart>,
+    overlays: BTreeMap<NetworkId, Overlay>,
+    ingress: Option<Table>,
+    mesh: Mesh,
+    host: Host,
+    containers: BTreeMap<String, LocalContainer>,
+    /// Of the host's links.
+    node_addresses: BTreeMap<String, Vec<IpAddr>>,
+    unavailable: BTreeSet<PortBinding>,
+}
+
+/// Changes of each namespace.
+type All = BTreeMap<Scope, Changes>;
+
+impl Planner {
+    /// `gateway` is the host's end of its link to the mesh.
+    #[must_use]
+    pub fn new(links: MeshLinks, gateway: &str) -> Self {
+        Self {
+            own: None,
+            overlays: BTreeMap::new(),
+            ingress: None,
+            mesh: Mesh::new(links),
+            host: Host::new(links, gateway),
+            containers: BTreeMap::new(),
+            node_addresses: BTreeMap::new(),
+            unavailable: BTreeSet::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn own(&self) -> Option<&OwnPart> {
+        self.own.as_ref()
+    }
+
+    /// The networks that have a namespace of their own here.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkPart> + '_ {
+        self.overlays.values().map(|overlay| &overlay.table.part)
+    }
+
+    #[must_use]
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkPart> {
+        self.overlays.get(&id).map(|overlay| &overlay.table.part)
+    }
+
+    #[must_use]
+    pub fn ingress(&self) -> Option<&NetworkPart> {
+        self.ingress.as_ref().map(|table| &table.part)
+    }
+
+    /// `None`: the node has no such namespace.
+    #[must_use]
+    pub fn wanted(&self, scope: Scope) -> Option<&Wanted> {
+        match scope {
+            Scope::Overlay(id) => self.overlays.get(&id).map(|overlay| &overlay.fabric.wanted),
+            Scope::Mesh => Some(&self.mesh.fabric.wanted),
+            Scope::Host => Some(&self.host.wanted),
+        }
+    }
+
+    #[must_use]
+    pub fn containers(&self) -> &BTreeMap<String, LocalContainer> {
+        &self.containers
+    }
+
+    /// Ports of the node that its own programs must not get.
+    #[must_use]
+    pub fn bindings(&self) -> &BTreeSet<PortBinding> {
+        &self.host.bindings
+    }
+
+    #[must_use]
+    pub fn unavailable(&self) -> &BTreeSet<PortBinding> {
+        &self.unavailable
+    }
+
+    /// Takes what the managers say.
+    pub fn update(&mut self, update: &DirectoryUpdate) -> All {
+        let mut tables: BTreeMap<NetworkId, &Table> =
+            self.overlays.iter().map(|(id, overlay)| (*id, &overlay.table)).collect();
+        tables.extend(self.ingress.iter().map(|table| (table.part.id, table)));
+        let update = as_increment(&tables, update);
+        let mut all = All::new();
+        let before = self.own.as_ref().map(|own| own.number);
+        if update.own.is_some() {
+            self.own.clone_from(&update.own);
+        }
+        let renumbered = self.own.as_ref().map(|own| own.number) != before;
+        self.take_away(&update, &mut all);
+        for part in &update.networks {
+            self.put_network(part, &mut all);
+        }
+        if renumbered {
+            let parts: Vec<NetworkPart> = self.networks().chain(self.ingress()).cloned().collect();
+            for part in parts {
+                self.put_network(&part, &mut all);
+            }
+        }
+        for peer in &update.peers {
+            self.put_peer(peer, &mut all);
+        }
+        let (services, tasks) = self.put_parts(&update, renumbered, &mut all);
+        for (network, service) in services {
+            self.spread(network, service, &mut all);
+        }
+        let own = self.own.as_ref().map(|own| own.number);
+        for task in tasks {
+            let changes = all.entry(Scope::Mesh).or_default();
+            self.mesh.open_targets(self.ingress.as_ref(), task, own, changes);
+        }
+        if touches_ports(&update) {
+            self.after_ports(&mut all);
+        }
+        self.settle(all)
+    }
+
+    /// Peers and networks that went; endpoints and services go with their parts.
+    fn take_away(&mut self, update: &DirectoryUpdate, all: &mut All) {
+        for id in &update.removed_networks {
+            self.remove_network(*id, all);
+        }
+        for (network, node) in &update.removed_peers {
+            let Some((scope, table, fabric)) = self.side(*network) else { continue };
+            let Some(peer) = table.peers.remove(node) else { continue };
+            let vni = table.part.vni;
+            fabric.remove_peer(peer.number, all.entry(scope).or_default());
+            self.host.dismiss(vni, peer.address, all.entry(Scope::Host).or_default());
+        }
+    }
+
+    fn remove_network(&mut self, id: NetworkId, all: &mut All) {
+        let table = match self.overlays.remove(&id) {
+            Some(overlay) => {
+                all.remove(&Scope::Overlay(id));
+                overlay.table
+            }
+            None if self.ingress.as_ref().is_some_and(|table| table.part.id == id) => {
+                let Some(table) = self.ingress.take() else { return };
+                self.leave_ingress(&table, all);
+                table
+            }
+            None => return,
+        };
+        let changes = all.entry(Scope::Host).or_default();
+        for peer in table.peers.values() {
+            self.host.dismiss(table.part.vni, peer.address, changes);
+        }
+        self.host.guard(table.part.vni, false, changes);
+    }
+
+    /// The mesh namespace outlives the ingress network: everything of it goes one by one.
+    fn leave_ingress(&mut self, table: &Table, all: &mut All) {
+        let changes = all.entry(Scope::Mesh).or_default();
+        let empty = Table::new(table.part.clone());
+        for service in table.services.keys() {
+            self.mesh.publish(&empty, *service, changes);
+        }
+        for part in table.endpoints.values() {
+            self.mesh.open_targets(None, part.task, None, changes);
+            self.mesh.fabric.remove_remote(part, changes);
+        }
+        for peer in table.peers.values() {
+            self.mesh.fabric.remove_peer(peer.number, changes);
+        }
+        self.mesh.fabric.lift(&table.part.subnets, changes);
+        self.mesh.fabric.leave(changes);
+        self.mesh.set_return(false, changes);
+    }
+
+    fn put_network(&mut self, part: &NetworkPart, all: &mut All) {
+        if part.driver != NetworkDriver::Overlay {
+            return;
+        }
+        let Some(own) = self.own.as_ref().map(|own| own.number) else { return };
+        if part.ingress && self.ingress.as_ref().is_none_or(|table| table.part.id != part.id) {
+            if let Some(before) = self.ingress.as_ref().map(|table| table.part.id) {
+                self.remove_network(before, all);
+            }
+            self.ingress = Some(Table::new(part.clone()));
+        } else if !part.ingress && !self.overlays.contains_key(&part.id) {
+            let (table, fabric) = (Table::new(part.clone()), Fabric::default());
+            let overlay = Overlay { table, fabric, virtuals: BTreeMap::new() };
+            self.overlays.insert(part.id, overlay);
+            self.readmit(part.id, all);
+        }
+        let Some((scope, table, fabric)) = self.side(part.id) else { return };
+        let before = std::mem::replace(&mut table.part, part.clone());
+        let changes = all.entry(scope).or_default();
+        let gone: Vec<_> = before
+            .subnets
+            .iter()
+            .filter(|subnet| !part.subnets.contains(subnet))
+            .copied()
+            .collect();
+        fabric.lift(&gone, changes);
+        fabric.lay(part, own, changes);
+        let peers: Vec<IpAddr> = table.peers.values().map(|peer| peer.address).collect();
+        if scope == Scope::Mesh {
+            self.mesh.set_return(true, changes);
+        }
+        let changes = all.entry(Scope::Host).or_default();
+        if before.vni != part.vni {
+            self.host.guard(before.vni, false, changes);
+            for peer in &peers {
+                self.host.dismiss(before.vni, *peer, changes);
+            }
+        }
+        self.host.guard(part.vni, true, changes);
+        for peer in peers {
+            self.host.admit(part.vni, peer, changes);
+        }
+    }
+
+    /// Containers that were there before their network was.
+    fn readmit(&mut self, network: NetworkId, all: &mut All) {
+        let containers: Vec<LocalContainer> = self.containers.values().cloned().collect();
+        for end in containers.iter().flat_map(|container| &container.links) {
+            if end.network == Some(network) {
+                self.admit(end, false, all);
+            }
+        }
+    }
+
+    fn put_peer(&mut self, peer: &PeerPart, all: &mut All) {
+        let Some((scope, table, fabric)) = self.side(peer.network) else { return };
+        let vni = table.part.vni;
+        let changes = all.entry(scope).or_default();
+        let before = table.peers.insert(peer.node, peer.clone());
+        if let Some(before) = before.as_ref().filter(|before| before.number != peer.number) {
+            fabric.remove_peer(before.number, changes);
+        }
+        fabric.add_peer(peer, changes);
+        let changes = all.entry(Scope::Host).or_default();
+        if let Some(before) = before.filter(|before| before.address != peer.address) {
+            self.host.dismiss(vni, before.address, changes);
+        }
+        self.host.admit(vni, peer.address, changes);
+    }
+
+    /// Services and endpoints: their routes at once, what is balanced is answered.
+    fn put_parts(
+        &mut self,
+        update: &DirectoryUpdate,
+        renumbered: bool,
+        all: &mut All,
+    ) -> (BTreeSet<(NetworkId, ServiceId)>, BTreeSet<TaskId>) {
+        let mut services: BTreeSet<(NetworkId, ServiceId)> = BTreeSet::new();
+        let mut tasks = BTreeSet::new();
+        for (network, task) in &update.removed_endpoints {
+            let Some((scope, table, fabric)) = self.side(*network) else { continue };
+            let Some(gone) = table.remove_endpoint(*task) else { continue };
+            fabric.remove_remote(&gone, all.entry(scope).or_default());
+            services.extend(gone.service.map(|service| (*network, service)));
+            tasks.insert(*task);
+        }
+        for key in &update.removed_services {
+            let Some((_, table, _)) = self.side(key.0) else { continue };
+            table.services.remove(&key.1);
+            services.insert(*key);
+        }
+        for part in &update.services {
+            let Some((_, table, _)) = self.side(part.network) else { continue };
+            table.services.insert(part.service, part.clone());
+            services.insert((part.network, part.service));
+        }
+        for part in &update.endpoints {
+            let Some((scope, table, fabric)) = self.side(part.network) else { continue };
+            let changes = all.entry(scope).or_default();
+            if let Some(before) = table.put_endpoint(part.clone()) {
+                if (before.v4, before.v6, before.number) != (part.v4, part.v6, part.number) {
+                    fabric.remove_remote(&before, changes);
+                }
+                services.extend(before.service.map(|service| (part.network, service)));
+            }
+            fabric.add_remote(part, changes);
+            services.extend(part.service.map(|service| (part.network, service)));
+            tasks.insert(part.task);
+        }
+        if let Some(table) = &self.ingress {
+            let id = table.part.id;
+            let touched = services.iter().filter(|(network, _)| *network == id);
+            tasks.extend(touched.flat_map(|(_, s)| table.endpoints_of(*s).map(|part| part.task)));
+            if renumbered {
+                tasks.extend(table.endpoints.keys());
+            }
+        }
+        (services, tasks)
+    }
+
+    fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
+        if let Some(overlay) = self.overlays.get_mut(&network) {
+            let Overlay { table, fabric, virtuals } = overlay;
+            let changes = all.entry(Scope::Overlay(network)).or_default();
+            let before = virtuals.remove(&service).unwrap_or_default();
+            let now = fabric.spread_service(table, service, &before, changes);
+            if !now.is_empty() {
+                virtuals.insert(service, now);
+            }
+        } else if let Some(table) = self.ingress.as_ref().filter(|t| t.part.id == network) {
+            self.mesh.publish(table, service, all.entry(Scope::Mesh).or_default());
+        }
+    }
+
+    /// What depends on the ports and addresses of all.
+    fn after_ports(&mut self, all: &mut All) {
+        let mut bindings = BTreeSet::new();
+        let own = &self.node_addresses;
+        for port in self.ingress.iter().flat_map(mesh_ports) {
+            bindings.extend(bindings_of(port.protocol, port.published, &port.host, own));
+        }
+        for port in self.containers.values().flat_map(|container| &container.host_ports) {
+            bindings.extend(bindings_of(port.protocol, port.published, &port.host, own));
+        }
+        let changes = all.entry(Scope::Host).or_default();
+        self.host.publish(bindings, &self.unavailable, changes);
+        let peers = self.ingress.iter().flat_map(|table| table.peers.values());
+        let own = self.node_addresses.values().flatten().copied();
+        self.mesh.name_nodes(peers, own, all.entry(Scope::Mesh).or_default());
+    }
+
+    /// Takes a container, or its new form.
+    pub fn attach(&mut self, id: &str, container: LocalContainer) -> All {
+        let mut all = All::new();
+        if let Some(before) = self.containers.remove(id)
+            && before != container
+        {
+            self.let_go(&before, &mut all);
+        }
+        for end in &container.links {
+            self.admit(end, container.outward, &mut all);
+        }
+        for port in &container.host_ports {
+            let to = mesh_end(&container).map(|end| (end, port.target));
+            let changes = all.entry(Scope::Mesh).or_default();
+            self.mesh.lead_host_port(port.protocol, port.published, to, changes);
+        }
+        let ports = !container.host_ports.is_empty();
+        self.containers.insert(id.to_owned(), container);
+        if ports {
+            self.after_ports(&mut all);
+        }
+        self.settle(all)
+    }
+
+    pub fn detach(&mut self, id: &str) -> All {
+        let mut all = All::new();
+        if let Some(container) = self.containers.remove(id) {
+            self.let_go(&container, &mut all);
+            if !container.host_ports.is_empty() {
+                self.after_ports(&mut all);
+            }
+        }
+        self.settle(all)
+    }
+
+    fn admit(&mut self, end: &LocalLink, outward: bool, all: &mut All) {
+        let inner = End { link: end.link.clone(), hardware: end.hardware };
+        let (scope, fabric) = match end.network {
+            None => {
+                let changes = all.entry(Scope::Mesh).or_default();
+                self.mesh.admit(end, outward, changes);
+                (Scope::Mesh, &mut self.mesh.fabric)
+            }
+            Some(network) => {
+                let Some(overlay) = self.overlays.get_mut(&network) else { return };
+                (Scope::Overlay(network), &mut overlay.fabric)
+            }
+        };
+        for address in addresses(end.v4, end.v6) {
+            fabric.add_local(address, &inner, all.entry(scope).or_default());
+        }
+    }
+
+    fn let_go(&mut self, container: &LocalContainer, all: &mut All) {
+        for end in &container.links {
+            let inner = End { link: end.link.clone(), hardware: end.hardware };
+            let (scope, fabric) = match end.network {
+                None => {
+                    self.mesh.dismiss(end, all.entry(Scope::Mesh).or_default());
+                    (Scope::Mesh, &mut self.mesh.fabric)
+                }
+                Some(network) => {
+                    let Some(overlay) = self.overlays.get_mut(&network) else { continue };
+                    (Scope::Overlay(network), &mut overlay.fabric)
+                }
+            };
+            for address in addresses(end.v4, end.v6) {
+                fabric.remove_local(address, &inner, all.entry(scope).or_default());
+            }
+        }
+        for port in &container.host_ports {
+            let changes = all.entry(Scope::Mesh).or_default();
+            self.mesh.lead_host_port(port.protocol, port.published, None, changes);
+        }
+    }
+
+    /// The addresses of the host's own links, without those of ours.
+    pub fn set_node_addresses(&mut self, addresses: BTreeMap<String, Vec<IpAddr>>) -> All {
+        let mut all = All::new();
+        if self.node_addresses != addresses {
+            self.node_addresses = addresses;
+            self.after_ports(&mut all);
+        }
+        self.settle(all)
+    }
+
+    /// Ports that somebody else holds: they are not published.
+    pub fn set_unavailable(&mut self, unavailable: BTreeSet<PortBinding>) -> All {
+        let mut all = All::new();
+        if self.unavailable != unavailable {
+            self.unavailable = unavailable;
+            self.after_ports(&mut all);
+        }
+        self.settle(all)
+    }
+
+    fn side(&mut self, network: NetworkId) -> Option<(Scope, &mut Table, &mut Fabric)> {
+        if let Some(overlay) = self.overlays.get_mut(&network) {
+            return Some((Scope::Overlay(network), &mut overlay.table, &mut overlay.fabric));
+        }
+        let table = self.ingress.as_mut().filter(|table| table.part.id == network)?;
+        Some((Scope::Mesh, table, &mut self.mesh.fabric))
+    }
+
+    fn settle(&self, mut all: All) -> All {
+        all.retain(|scope, changes| {
+            let Some(wanted) = self.wanted(*scope) else { return false };
+            wanted.settle(changes);
+            settle_edits(wanted, &mut changes.later);
+            !changes.is_empty()
+        });
+        all
+    }
+}
+
+/// It may change which ports are published, or the addresses of nodes.
+fn touches_ports(update: &DirectoryUpdate) -> bool {
+    !(update.services.is_empty()
+        && update.removed_services.is_empty()
+        && update.peers.is_empty()
+        && update.removed_peers.is_empty()
+        && update.networks.is_empty()
+        && update.removed_networks.is_empty())
+}

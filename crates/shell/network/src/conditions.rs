@@ -1,0 +1,82 @@
+//! What is wrong with the network of this node, in words.
+//!
+//! Owns: looking for it. Does not know: who reads it.
+//! Invariant: a condition stands as long as its cause, and has the same words each time.
+
+use std::io;
+
+use types::{Condition, ConditionCode, PortBinding};
+
+use crate::namespace::enter;
+use crate::nft::hook;
+use crate::node::Node;
+use crate::sysctl;
+
+impl Node {
+    /// Everything that is wrong now.
+    pub(crate) fn conditions(&mut self) -> io::Result<Vec<Condition>> {
+        let taken: Vec<String> = self
+            .planner
+            .unavailable()
+            .intersection(self.planner.bindings())
+            .map(|binding| {
+                format!("port {} is held by a program of this host: not published", words(binding))
+            })
+            .collect();
+        let drops = self.foreign_drops()?;
+        let mut full = Vec::new();
+        let mut namespaces = vec![(String::from("this host"), self.namespace.try_clone()?)];
+        for name in self.sandboxes.list()? {
+            if let Ok(namespace) = self.sandboxes.open_one(&name) {
+                namespaces.push((format!("the namespace {name}"), namespace));
+            }
+        }
+        for (name, namespace) in namespaces {
+            let counts = enter(&namespace, || Ok(sysctl::tracked_connections()))?;
+            if let Some((count, most)) = counts
+                && count.saturating_mul(100) > most.saturating_mul(TRACKED_PERCENT_MAX)
+            {
+                full.push(format!(
+                    "the connections tracked in {name} fill over {TRACKED_PERCENT_MAX} % of the \
+                     table of {most}: raise net.netfilter.nf_conntrack_max"
+                ));
+            }
+        }
+        let found = [
+            (ConditionCode::PortTaken, taken),
+            (ConditionCode::FirewallDrops, drops),
+            (ConditionCode::ConntrackFull, full),
+        ];
+        let found = found.into_iter().filter(|(_, texts)| !texts.is_empty());
+        Ok(found.map(|(code, texts)| Condition { code, message: texts.join("; ") }).collect())
+    }
+
+    /// Chains of others whose last word is to drop what we forward or receive.
+    fn foreign_drops(&mut self) -> io::Result<Vec<String>> {
+        let Some(socket) = self.host.filter() else { return Ok(Vec::new()) };
+        let chains = socket.base_chains()?.into_iter();
+        let foreign = chains.filter(|chain| chain.drops && chain.table != self.names.table);
+        Ok(foreign
+            .filter_map(|chain| {
+                let what = match chain.hook {
+                    hook::FORWARD => "published ports and the way out of containers",
+                    hook::INPUT => "this node's own ports",
+                    _ => return None,
+                };
+                let (table, name) = (&chain.table, &chain.name);
+                Some(format!("the firewall chain {name} of table {table} drops: {what} may suffer"))
+            })
+            .collect())
+    }
+}
+
+fn words(binding: &PortBinding) -> String {
+    let (port, protocol) = (binding.port, binding.protocol.name());
+    match binding.address {
+        Some(address) => format!("{address}:{port}/{protocol}"),
+        None => format!("{port}/{protocol}"),
+    }
+}
+
+/// Beyond it new connections are lost sooner or later.
+const TRACKED_PERCENT_MAX: u64 = 80;

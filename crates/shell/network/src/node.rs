@@ -1,0 +1,370 @@
+//! The data path of one node, namespace by namespace. Everything here blocks.
+//!
+//! Owns: the spaces, the plan, and that the one follows the other.
+//! Does not know: who asks, and how many wait.
+//! Invariant: a space that could not be changed as planned is repaired as a whole before anything
+//! else is said about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use ipnet::{IpNet, Ipv4Net};
+use netplan::{Changes, LocalContainer, MeshLinks, Planner, Scope, Surplus, link};
+use types::{DirectoryUpdate, NetworkId, PortBinding};
+
+use crate::names::{Names, choose_links};
+use crate::namespace::{Namespaces, enter};
+use crate::record::Records;
+use crate::route::{V4, V6};
+use crate::space::{Kind, Space};
+use crate::sysctl;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) names: Names,
+    /// The host's namespace.
+    pub(crate) namespace: OwnedFd,
+    pub(crate) containers: Namespaces,
+    /// Namespaces of networks and of the mesh.
+    pub(crate) sandboxes: Namespaces,
+    pub(crate) records: Records,
+    pub(crate) links: MeshLinks,
+    pub(crate) planner: Planner,
+    pub(crate) host: Space,
+    pub(crate) spaces: BTreeMap<Scope, Space>,
+    /// Where this node's VXLAN packets come from.
+    pub(crate) address: Option<IpAddr>,
+    /// What the managers say is known, so what they do not say may go.
+    heard_full: bool,
+    pub(crate) next_link: u64,
+    /// The node has a way out for IPv6.
+    pub(crate) v6_outwards: bool,
+    /// The kernel has objects for the time-outs of connections.
+    pub(crate) time_outs: bool,
+}
+
+impl Node {
+    pub(crate) fn open(
+        namespace: OwnedFd,
+        run_dir: &Path,
+        instance: &str,
+        subnet: Option<Ipv4Net>,
+        address: Option<IpAddr>,
+    ) -> io::Result<Self> {
+        let names = Names::of(instance)?;
+        let containers = Namespaces::open(run_dir.join("netns"))?;
+        let sandboxes = Namespaces::open(run_dir.join("sandboxes"))?;
+        let records = Records::open(run_dir.join("containers"))?;
+        let kind = Kind::Host { link: names.gateway.clone() };
+        let mut host = enter(&namespace, move || {
+            sysctl::host()?;
+            sysctl::raise_tracked_connections();
+            Space::open(kind)
+        })?;
+        let links = find_links(&mut host, &names, subnet)?;
+        let planner = Planner::new(links, &names.gateway);
+        let mut node = Self {
+            names,
+            namespace,
+            containers,
+            sandboxes,
+            records,
+            links,
+            planner,
+            host,
+            spaces: BTreeMap::new(),
+            address,
+            heard_full: false,
+            next_link: 1,
+            v6_outwards: false,
+            time_outs: true,
+        };
+        node.recall()?;
+        node.look_around()?;
+        node.repair_scope(Scope::Mesh)?;
+        node.probe_host()?;
+        Ok(node)
+    }
+
+    /// Containers that an earlier daemon connected.
+    fn recall(&mut self) -> io::Result<()> {
+        for (id, container) in self.records.read_all()? {
+            if !self.containers.is_mounted(&id) {
+                self.records.remove(&id)?;
+                continue;
+            }
+            self.planner.attach(&id, container);
+        }
+        Ok(())
+    }
+
+    /// Older kernels have no objects for time-outs: theirs are the host's own.
+    fn probe_host(&mut self) -> io::Result<()> {
+        if let Err(error) = self.repair_scope(Scope::Host) {
+            tracing::warn!(%error, "connections of the mesh get the host's own time-outs");
+            self.time_outs = false;
+            self.repair_scope(Scope::Host)?;
+        }
+        Ok(())
+    }
+
+    /// What the host looks like by now: addresses and routes that are not ours.
+    fn look_around(&mut self) -> io::Result<bool> {
+        let names: BTreeMap<u32, String> =
+            self.host.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
+        let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for (index, net) in self.host.route.addresses()? {
+            if let Some(name) = names.get(&index) {
+                addresses.entry(name.clone()).or_default().push(net.addr());
+            }
+        }
+        let routes = self.host.route.routes(V6)?;
+        self.v6_outwards = routes.iter().any(|route| {
+            route.net.prefix_len() == 0
+                && route.kind == libc::RTN_UNICAST
+                && names.get(&route.link) != Some(&self.names.gateway)
+        });
+        let changes = self.planner.set_node_addresses(addresses);
+        let changed = !changes.is_empty();
+        self.carry_out(changes, &BTreeSet::new())?;
+        Ok(changed)
+    }
+
+    /// Takes what the managers say; returns when the kernel holds it.
+    pub(crate) fn update(&mut self, update: &DirectoryUpdate) -> io::Result<()> {
+        let changes = self.planner.update(update);
+        let mut whole: BTreeSet<Scope> =
+            update.networks.iter().map(|part| self.scope_of(part.id)).collect();
+        if update.own.is_some() || (update.full && !self.heard_full) {
+            whole.extend(self.scopes());
+        }
+        self.heard_full |= update.full;
+        self.carry_out(changes, &whole)?;
+        self.remove_stale_sandboxes()
+    }
+
+    fn scope_of(&self, network: NetworkId) -> Scope {
+        match self.planner.ingress() {
+            Some(part) if part.id == network => Scope::Mesh,
+            _ => Scope::Overlay(network),
+        }
+    }
+
+    pub(crate) fn scopes(&self) -> Vec<Scope> {
+        let mut all: Vec<Scope> =
+            self.planner.networks().map(|part| Scope::Overlay(part.id)).collect();
+        all.extend([Scope::Mesh, Scope::Host]);
+        all
+    }
+
+    /// Makes the kernel follow the plan: `whole` ones by comparison, the others by the changes.
+    pub(crate) fn carry_out(
+        &mut self,
+        changes: BTreeMap<Scope, Changes>,
+        whole: &BTreeSet<Scope>,
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        let scopes: BTreeSet<Scope> = changes.keys().chain(whole).copied().collect();
+        for scope in scopes {
+            if self.planner.wanted(scope).is_none() {
+                continue;
+            }
+            let known = scope == Scope::Host || self.spaces.contains_key(&scope);
+            let applied = match changes.get(&scope) {
+                Some(changes) if known && !whole.contains(&scope) => {
+                    self.space(scope).map_or(Ok(()), |space| space.apply(changes))
+                }
+                _ => self.repair_scope(scope).map(drop),
+            };
+            let settled = applied.or_else(|error| {
+                tracing::debug!(?scope, %error, "a change failed; comparing everything");
+                self.repair_scope(scope).map(drop)
+            });
+            if result.is_ok() {
+                result = settled;
+            }
+        }
+        result
+    }
+
+    pub(crate) fn space(&mut self, scope: Scope) -> Option<&mut Space> {
+        match scope {
+            Scope::Host => Some(&mut self.host),
+            scope => self.spaces.get_mut(&scope),
+        }
+    }
+
+    /// Compares one namespace with the plan and makes it so; answers how much differed.
+    pub(crate) fn repair_scope(&mut self, scope: Scope) -> io::Result<usize> {
+        self.ensure(scope)?;
+        let surplus = if self.heard_full { Surplus::Remove } else { Surplus::Keep };
+        let Some(wanted) = self.planner.wanted(scope) else { return Ok(0) };
+        let space = match scope {
+            Scope::Host => Some(&mut self.host),
+            scope => self.spaces.get_mut(&scope),
+        };
+        space.map_or(Ok(0), |space| space.repair(wanted, surplus))
+    }
+
+    /// Looks at everything that may have changed, or at everything; answers how much differed.
+    pub(crate) fn repair(&mut self, thoroughly: bool) -> io::Result<usize> {
+        let mut count = 0;
+        let mut result = Ok(());
+        enter(&self.namespace, sysctl::host)?;
+        if thoroughly || self.host.is_doubtful() {
+            count += usize::from(self.look_around()?);
+        }
+        for scope in self.scopes() {
+            let mounted = self.sandbox_is_there(scope);
+            let doubtful = self.space(scope).is_none_or(|space| space.is_doubtful());
+            if thoroughly || doubtful || !mounted {
+                match self.repair_scope(scope) {
+                    Ok(differing) => count += differing,
+                    Err(error) => result = Err(error),
+                }
+            }
+        }
+        result?;
+        count += self.repair_containers()?;
+        Ok(count)
+    }
+
+    /// How the kernel differs from what is wanted for one network, in words.
+    pub(crate) fn check(&mut self, network: NetworkId) -> io::Result<Vec<String>> {
+        let scope = self.scope_of(network);
+        let Some(wanted) = self.planner.wanted(scope) else {
+            return Ok(vec![format!("this node takes no part in network {network}")]);
+        };
+        let Some(space) = self.spaces.get_mut(&scope) else {
+            return Ok(vec!["the namespace of the network is missing".to_owned()]);
+        };
+        let mut all = Vec::new();
+        if space.index(link::VXLAN)?.is_none() {
+            all.push("there is no VXLAN device: the node has no data path address yet".to_owned());
+        }
+        let changes = space.differences(wanted)?;
+        for (count, what) in [
+            (changes.routes.len(), "routes are missing"),
+            (changes.neighbours.len() + changes.forwarding.len(), "peers are missing"),
+            (changes.addresses.len(), "addresses are missing"),
+            (changes.edits.len(), "rules are not as wanted"),
+            (changes.routes_gone.len(), "routes are too many"),
+            (changes.later.len(), "entries of balancers are too many"),
+        ] {
+            if count > 0 {
+                all.push(format!("{count} {what}; they are mended within seconds"));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Sandboxes of networks that this node has no part in any more.
+    fn remove_stale_sandboxes(&mut self) -> io::Result<()> {
+        if !self.heard_full {
+            return Ok(());
+        }
+        let wanted: BTreeSet<String> = self
+            .planner
+            .networks()
+            .map(|part| part.id.to_string())
+            .chain([MESH.to_owned()])
+            .collect();
+        for name in self.sandboxes.list()? {
+            if !wanted.contains(&name) {
+                self.remove_sandbox(&name)?;
+            }
+        }
+        self.spaces.retain(|scope, _| self.planner.wanted(*scope).is_some());
+        Ok(())
+    }
+
+    pub(crate) fn set_address(&mut self, address: Option<IpAddr>) -> io::Result<()> {
+        if self.address == address {
+            return Ok(());
+        }
+        self.address = address;
+        let all = self.scopes().into_iter().collect();
+        self.carry_out(BTreeMap::new(), &all)
+    }
+
+    pub(crate) fn set_unavailable(&mut self, ports: BTreeSet<PortBinding>) -> io::Result<()> {
+        let changes = self.planner.set_unavailable(ports);
+        self.carry_out(changes, &BTreeSet::new())
+    }
+
+    /// The containers; those whose namespace is gone are forgotten on the way.
+    pub(crate) fn observe(&mut self) -> io::Result<Vec<String>> {
+        let there = self.containers.list()?;
+        let gone: Vec<String> = self
+            .planner
+            .containers()
+            .keys()
+            .filter(|id| there.binary_search(id).is_err())
+            .cloned()
+            .collect();
+        for id in gone {
+            self.detach(&id)?;
+        }
+        self.sweep_links()?;
+        Ok(there)
+    }
+
+    /// Takes everything of this instance away.
+    pub(crate) fn remove_all(&mut self) -> io::Result<()> {
+        let all: Vec<String> = self.planner.containers().keys().cloned().collect();
+        for id in all.into_iter().chain(self.containers.list()?) {
+            self.detach(&id)?;
+        }
+        self.sweep_links()?;
+        for name in self.sandboxes.list()? {
+            self.remove_sandbox(&name)?;
+        }
+        self.spaces.clear();
+        let table = self.names.table.clone();
+        self.host.remove_table(crate::nft::INET, &table)?;
+        if let Some(index) = self.host_link()? {
+            self.host.route.delete_links(&[index], self.names.group)?;
+        }
+        self.records.remove_all()?;
+        self.containers.close()?;
+        self.sandboxes.close()
+    }
+
+    pub(crate) fn apply_container(
+        &mut self,
+        id: &str,
+        container: LocalContainer,
+    ) -> io::Result<()> {
+        let changes = self.planner.attach(id, container);
+        self.carry_out(changes, &BTreeSet::new())
+    }
+
+    pub(crate) fn vxlan_port(&self) -> Option<u16> {
+        self.planner.own().map(|own| own.data_path_port)
+    }
+}
+
+/// The subnets of the link to the mesh.
+fn find_links(host: &mut Space, names: &Names, asked: Option<Ipv4Net>) -> io::Result<MeshLinks> {
+    let gateway = host.index(&names.gateway)?;
+    let addresses = host.route.addresses()?;
+    let own: Vec<IpNet> = addresses
+        .into_iter()
+        .filter(|(index, _)| Some(*index) == gateway)
+        .map(|(_, net)| net)
+        .collect();
+    let mut routes = Vec::new();
+    for family in [V4, V6] {
+        let all = host.route.routes(family)?.into_iter();
+        routes.extend(all.filter(|route| Some(route.link) != gateway).map(|route| route.net));
+    }
+    choose_links(names, &own, &routes, asked)
+        .ok_or_else(|| io::Error::other("every candidate subnet is in use; name one"))
+}
+
+/// Name of the mesh's namespace; no network's identity is so short.
+pub(crate) const MESH: &str = "mesh";

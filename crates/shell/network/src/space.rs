@@ -1,0 +1,343 @@
+//! One network namespace under our control.
+//!
+//! Owns: sockets inside it, its tables, and how changes are carried out and found missing.
+//! Does not know: what the namespace is for.
+//! Invariant: whatever happened to the namespace, a repair leaves it as wanted or answers an error.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netplan::{Changes, Edit, RouteKey, Surplus, Value, Wanted, link};
+
+use crate::netlink::{Message, Socket};
+use crate::nft::table::{Found, NftSocket, Table};
+use crate::route::{self, ABSENT, PROTOCOL, RouteSocket, RouteTo, V4, V6};
+
+/// Sockets in one namespace. They stay there, whichever thread uses them.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) route: RouteSocket,
+    kind: Kind,
+    links: BTreeMap<String, u32>,
+    filter: Option<Filter>,
+    /// Something failed half-way, or is not as it was left.
+    doubtful: bool,
+}
+
+/// How much of a namespace is ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// All of it.
+    Own,
+    /// One link and one table.
+    Host { link: String },
+    /// A container's: addresses come without the route of their prefix.
+    Container,
+}
+
+/// What is watched and filtered.
+#[derive(Debug)]
+struct Filter {
+    socket: NftSocket,
+    changes: Socket,
+    tables: Vec<Installed>,
+    /// What the tables are made of.
+    reason: String,
+    generation: u32,
+}
+
+#[derive(Debug)]
+struct Installed {
+    table: Table,
+    print: Option<u64>,
+}
+
+impl Space {
+    /// In the namespace of the calling thread.
+    pub(crate) fn open(kind: Kind) -> io::Result<Self> {
+        let filter = match kind {
+            Kind::Container => None,
+            Kind::Own | Kind::Host { .. } => Some(Filter {
+                socket: NftSocket::open()?,
+                changes: Socket::listen(libc::NETLINK_ROUTE, GROUPS)?,
+                tables: Vec::new(),
+                reason: String::new(),
+                generation: 0,
+            }),
+        };
+        let route = RouteSocket::open()?;
+        Ok(Self { route, kind, links: BTreeMap::new(), filter, doubtful: true })
+    }
+
+    /// The tables that the namespace should have; the first holds all elements. They are made when
+    /// `reason`, which says what they are made of, is another than before.
+    pub(crate) fn set_tables(&mut self, reason: String, make: impl FnOnce() -> Vec<Table>) {
+        if let Some(filter) = self.filter.as_mut().filter(|filter| filter.reason != reason) {
+            let installed = |table| Installed { table, print: None };
+            filter.tables = make().into_iter().map(installed).collect();
+            filter.reason = reason;
+            self.doubtful = true;
+        }
+    }
+
+    pub(crate) fn remove_table(&mut self, family: u8, name: &str) -> io::Result<()> {
+        match &mut self.filter {
+            Some(filter) => filter.socket.remove(family, name),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn filter(&mut self) -> Option<&mut NftSocket> {
+        self.filter.as_mut().map(|filter| &mut filter.socket)
+    }
+
+    /// Number of a link by name; `None`: it is not there.
+    pub(crate) fn index(&mut self, name: &str) -> io::Result<Option<u32>> {
+        if !self.links.contains_key(name) {
+            self.learn_links()?;
+        }
+        Ok(self.links.get(name).copied())
+    }
+
+    /// As [`Space::index`], asked of the kernel.
+    pub(crate) fn index_of(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let found = self.route.index_of(name)?;
+        match found {
+            Some(index) => self.links.insert(name.to_owned(), index),
+            None => self.links.remove(name),
+        };
+        Ok(found)
+    }
+
+    pub(crate) fn learn_links(&mut self) -> io::Result<Vec<route::Link>> {
+        let links = self.route.links()?;
+        self.links = links.iter().map(|link| (link.name.clone(), link.index)).collect();
+        Ok(links)
+    }
+
+    pub(crate) fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Whether somebody may have changed something since the last repair. Cheap, never waits.
+    pub(crate) fn is_doubtful(&mut self) -> bool {
+        if let Some(filter) = &mut self.filter {
+            self.doubtful |= filter.changes.heard();
+            self.doubtful |=
+                filter.socket.generation().map_or(true, |now| now != filter.generation);
+        }
+        self.doubtful
+    }
+
+    /// Carries out changes to a namespace that is as it was left.
+    pub(crate) fn apply(&mut self, changes: &Changes) -> io::Result<()> {
+        let result = self.try_apply(changes);
+        self.doubtful |= result.is_err();
+        result
+    }
+
+    fn try_apply(&mut self, changes: &Changes) -> io::Result<()> {
+        let additions = self.additions(changes)?;
+        self.route.batch(additions, route::PRESENT)?;
+        self.edit(&changes.edits)?;
+        self.edit(&changes.later)?;
+        let removals = self.removals(changes)?;
+        self.route.batch(removals, ABSENT)
+    }
+
+    fn edit(&mut self, edits: &[Edit]) -> io::Result<()> {
+        let Some(filter) = &mut self.filter else { return Ok(()) };
+        let Some(first) = filter.tables.first().filter(|_| !edits.is_empty()) else {
+            return Ok(());
+        };
+        let before = filter.socket.generation()?;
+        filter.socket.edit(&first.table, edits)?;
+        if before == filter.generation {
+            filter.generation = filter.socket.generation()?;
+        }
+        Ok(())
+    }
+
+    /// What belongs to a link that is not there has to wait for it.
+    fn additions(&mut self, changes: &Changes) -> io::Result<Vec<Message>> {
+        let mut all = Vec::new();
+        for (name, net) in &changes.addresses {
+            let Some(index) = self.index(name)? else { continue };
+            all.push(match self.kind {
+                Kind::Container => route::add_address(index, *net),
+                Kind::Own | Kind::Host { .. } => route::add_connected_address(index, *net),
+            });
+        }
+        for ((name, address), hardware) in &changes.neighbours {
+            let Some(index) = self.index(name)? else { continue };
+            all.push(route::add_neighbour(index, *address, *hardware));
+        }
+        for (hardware, at) in &changes.forwarding {
+            let Some(index) = self.index(link::VXLAN)? else { continue };
+            all.push(route::add_forwarding(index, *hardware, *at));
+        }
+        for (key, to) in &changes.routes {
+            let index = match &to.link {
+                Some(name) => match self.index(name)? {
+                    Some(index) => Some(index),
+                    None => continue,
+                },
+                None => None,
+            };
+            let to = RouteTo { link: index, via: to.via, source: to.source, mtu: to.mtu };
+            all.push(route::add_route(key.table, key.net, to));
+        }
+        Ok(all)
+    }
+
+    fn removals(&mut self, changes: &Changes) -> io::Result<Vec<Message>> {
+        let mut all = Vec::new();
+        for key in &changes.routes_gone {
+            all.push(route::delete_route(key.table, key.net));
+        }
+        for (name, address) in &changes.neighbours_gone {
+            let Some(index) = self.index(name)? else { continue };
+            all.push(route::delete_neighbour(index, *address));
+        }
+        for hardware in &changes.forwarding_gone {
+            let Some(index) = self.index(link::VXLAN)? else { continue };
+            all.push(route::delete_forwarding(index, *hardware));
+        }
+        for (name, net) in &changes.addresses_gone {
+            let Some(index) = self.index(name)? else { continue };
+            all.push(route::delete_address(index, *net));
+        }
+        Ok(all)
+    }
+
+    /// Compares everything with the kernel and makes it as wanted; answers how much differed.
+    pub(crate) fn repair(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
+        self.doubtful = true;
+        if let Some(filter) = &mut self.filter {
+            // What happens from here on is heard by the next look.
+            filter.changes.heard();
+            filter.generation = filter.socket.generation()?;
+        }
+        let installed = self.install_tables(wanted, surplus)?;
+        let observed = self.observe()?;
+        let changes = wanted.changes_from(&observed, surplus);
+        if !changes.is_empty() {
+            tracing::debug!(?changes, "a namespace is not as wanted");
+        }
+        self.try_apply(&changes)?;
+        self.doubtful = false;
+        if installed > 0
+            && let Some(filter) = &mut self.filter
+        {
+            filter.generation = filter.socket.generation()?;
+        }
+        Ok(changes.len() + installed)
+    }
+
+    /// How a namespace differs from what is wanted.
+    pub(crate) fn differences(&mut self, wanted: &Wanted) -> io::Result<Changes> {
+        Ok(wanted.changes_from(&self.observe()?, Surplus::Remove))
+    }
+
+    fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
+        let Some(filter) = &mut self.filter else { return Ok(0) };
+        let mut count = 0;
+        for (number, installed) in filter.tables.iter_mut().enumerate() {
+            match filter.socket.find(&installed.table)? {
+                Found::This(print) if installed.print.is_none_or(|known| known == print) => {
+                    installed.print = Some(print);
+                }
+                // An earlier build's may be full of what we have not heard of yet.
+                Found::Other if surplus == Surplus::Keep => {}
+                Found::This(_) | Found::Other | Found::Nothing => {
+                    let elements = if number == 0 { all_elements(wanted) } else { Vec::new() };
+                    let print = filter.socket.install(&installed.table, &elements)?;
+                    installed.print = Some(print);
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// What the kernel holds of what could be ours.
+    fn observe(&mut self) -> io::Result<Wanted> {
+        let names: BTreeMap<u32, String> =
+            self.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
+        let ours = |index: u32| {
+            let name = names.get(&index)?;
+            match &self.kind {
+                Kind::Host { link } if link != name => None,
+                _ => Some(name.clone()),
+            }
+        };
+        let mut seen = Wanted::default();
+        for (index, net) in self.route.addresses()? {
+            if let Some(name) = ours(index).filter(|_| !net.addr().is_loopback()) {
+                seen.addresses.insert((name, net));
+            }
+        }
+        for family in [V4, V6] {
+            for neighbour in self.route.neighbours(family)? {
+                if let Some(name) = ours(neighbour.link).filter(|name| name != link::LOOPBACK) {
+                    seen.neighbours.insert((name, neighbour.address), neighbour.hardware);
+                }
+            }
+            if matches!(self.kind, Kind::Host { .. }) {
+                continue;
+            }
+            for route in self.route.routes(family)? {
+                if route.protocol == PROTOCOL {
+                    let to = netplan::RouteTo {
+                        link: names.get(&route.link).filter(|_| is_led(&route)).cloned(),
+                        via: route.via,
+                        source: route.source,
+                        mtu: route.mtu,
+                    };
+                    seen.routes.insert(RouteKey { table: route.table, net: route.net }, to);
+                }
+            }
+        }
+        if self.kind == Kind::Own
+            && let Some(index) = self.links.get(link::VXLAN)
+        {
+            seen.forwarding = self.route.forwarding(*index)?.into_iter().collect();
+        }
+        if let Some(filter) = &mut self.filter
+            && let Some(first) = filter.tables.first()
+        {
+            seen.elements = filter.socket.elements(&first.table).or_else(|error| {
+                // A table of an earlier build may lack a set.
+                if error.kind() == io::ErrorKind::NotFound {
+                    Ok(BTreeMap::new())
+                } else {
+                    Err(error)
+                }
+            })?;
+        }
+        Ok(seen)
+    }
+}
+
+fn is_led(route: &route::Route) -> bool {
+    route.kind == libc::RTN_UNICAST
+}
+
+/// Everything as additions; what leads to slots comes after the slots.
+fn all_elements(wanted: &Wanted) -> Vec<Edit> {
+    let (mut slots, mut verdicts) = (Vec::new(), Vec::new());
+    for (set, elements) in &wanted.elements {
+        for (key, value) in elements {
+            let edit = Edit::Put { set, key: key.clone(), value: value.clone() };
+            match value {
+                Value::Class(_) => verdicts.push(edit),
+                Value::Member | Value::Bytes(_) => slots.push(edit),
+            }
+        }
+    }
+    slots.extend(verdicts);
+    slots
+}
+
+/// Links, neighbours, addresses, routes and rules, of both families.
+const GROUPS: &[libc::c_int] = &[1, 3, 5, 7, 8, 9, 11, 19];

@@ -1,0 +1,105 @@
+//! Switches of the kernel, in the namespace of the calling thread.
+//!
+//! Owns: which of them are set where, and why.
+//! Does not know: links.
+//! Invariant: a switch that this kernel does not have is left alone.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A namespace of ours that forwards. Before it has any link: links copy the defaults.
+pub(crate) fn router() {
+    for (name, value) in ROUTER {
+        set(name, value);
+    }
+}
+
+/// Docker's defaults: low ports and ping need no capability inside a container.
+pub(crate) fn container() {
+    set("net/ipv4/ip_unprivileged_port_start", "0");
+    set("net/ipv4/ping_group_range", "0 2147483647");
+}
+
+/// The host forwards, and goes on to learn its own IPv6 routes where it did.
+pub(crate) fn host() -> io::Result<()> {
+    let forwarding = path("net/ipv4/ip_forward");
+    if read(&forwarding)? != "1" {
+        fs::write(&forwarding, "1")?;
+    }
+    let forwarding = path("net/ipv6/conf/all/forwarding");
+    // No IPv6 in this kernel: nothing to forward.
+    if read(&forwarding).is_ok_and(|value| value != "1") {
+        for link in fs::read_dir(path("net/ipv6/conf"))?.flatten() {
+            let accept = link.path().join("accept_ra");
+            if read(&accept).is_ok_and(|value| value == "1") {
+                let _ = fs::write(&accept, "2");
+            }
+        }
+        fs::write(&forwarding, "1")?;
+    }
+    Ok(())
+}
+
+/// The node's own connections to 127.0.0.1 may go to the mesh, over this one link.
+pub(crate) fn gateway(link: &str) {
+    set(&format!("net/ipv4/conf/{link}/route_localnet"), "1");
+    set(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
+}
+
+/// Room for the connections of a whole node; only ever raised.
+pub(crate) fn raise_tracked_connections() {
+    let file = path(TRACKED_MAX);
+    if let Ok(now) = read(&file)
+        && now.parse::<u64>().is_ok_and(|now| now < TRACKED_CONNECTIONS)
+    {
+        let _ = fs::write(&file, TRACKED_CONNECTIONS.to_string());
+    }
+}
+
+/// Tracked connections here, and how many there may be.
+pub(crate) fn tracked_connections() -> Option<(u64, u64)> {
+    let number = |name| read(&path(name)).ok()?.parse().ok();
+    Some((number("net/netfilter/nf_conntrack_count")?, number(TRACKED_MAX)?))
+}
+
+fn set(name: &str, value: &str) {
+    let file = path(name);
+    if read(&file).is_ok_and(|now| now != value)
+        && let Err(error) = fs::write(&file, value)
+    {
+        tracing::debug!(name, value, %error, "a switch of the kernel stays as it is");
+    }
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(file)?.trim().to_owned())
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name)
+}
+
+const ROUTER: &[(&str, &str)] = &[
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/default/forwarding", "1"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    // Answers go back by the connection, not by the route to their destination.
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    // Errors carry the address of the link that the packet came by: it is known at the other end.
+    ("net/ipv4/icmp_errors_use_inbound_ifaddr", "1"),
+    ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+    ("net/netfilter/nf_conntrack_tcp_timeout_established", "432000"),
+    ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "30"),
+];
+
+const TRACKED_MAX: &str = "net/netfilter/nf_conntrack_max";
+
+/// 320 bytes each when used.
+const TRACKED_CONNECTIONS: u64 = 1 << 20;

@@ -1,0 +1,171 @@
+//! The host's table: what comes to published ports, what tasks send out, what VXLAN may bring.
+//!
+//! Owns: its rules. Does not know: services, containers.
+//! Invariant: packets that have nothing to do with us pass without a verdict.
+
+use netplan::{MeshLinks, set};
+
+use super::{NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of};
+use crate::nft::expression::{Base, Family, Rule};
+use crate::nft::table::{Chain, Table, TimeOuts};
+use crate::nft::{INET, hook, priority};
+
+/// What the rules are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct HostTable<'a> {
+    pub(crate) name: &'a str,
+    /// The host's end of its link to the mesh.
+    pub(crate) gateway: &'a str,
+    pub(crate) links: MeshLinks,
+    /// The cluster's, when it is known.
+    pub(crate) vxlan_port: Option<u16>,
+    /// The kernel has objects for time-outs.
+    pub(crate) time_outs: bool,
+}
+
+impl HostTable<'_> {
+    pub(crate) fn table(&self) -> Table {
+        let sets = Family::ALL.into_iter().flat_map(|family| {
+            let address = address_part(family);
+            let bound = of(family, set::BOUND4, set::BOUND6);
+            let sources = of(family, set::MEMBERS4, set::MEMBERS6);
+            [
+                members(bound, &[address, PROTOCOL_PART, PORT_PART]),
+                members(sources, &[address, NUMBER_PART]),
+            ]
+        });
+        let mut sets: Vec<super::Set> = sets.collect();
+        sets.push(members(set::PORTS, &[PROTOCOL_PART, PORT_PART]));
+        sets.push(members(set::VNIS, &[NUMBER_PART]));
+        let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
+        let chains = vec![
+            Chain::plain("publish", self.publish_rules()),
+            Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
+            Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
+            Chain::base("pre", "nat", pre, priority::DESTINATION, published_rules()),
+            Chain::base("out", "nat", out, priority::DESTINATION, self.own_rules()),
+            Chain::base("post", "nat", hook::POSTROUTING, priority::SOURCE, self.post_rules()),
+        ];
+        let time_outs = if self.time_outs { TIME_OUTS.to_vec() } else { Vec::new() };
+        Table::new(INET, self.name, sets, time_outs, chains)
+    }
+
+    fn first_rules(&self) -> Vec<Rule> {
+        // Nobody at our link may come to what listens on the loopback only.
+        let loopback = Rule::of(Family::V4)
+            .in_link(self.gateway)
+            .destination(Family::V4, 0)
+            .mask(0, 0, &[255, 0, 0, 0])
+            .is(0, &[127, 0, 0, 0])
+            .drop();
+        let mut rules = vec![loopback];
+        if let Some(port) = self.vxlan_port {
+            rules.extend(Family::ALL.into_iter().map(|family| foreign(family, port)));
+        }
+        rules.extend(self.untracked_rules());
+        rules
+    }
+
+    fn untracked_rules(&self) -> Vec<Rule> {
+        let port = self.vxlan_port;
+        let rule = |port: u16| vxlan(Rule::new(), port).untracked();
+        port.into_iter().map(rule).collect()
+    }
+
+    /// To the mesh, with the client's address.
+    fn publish_rules(&self) -> Vec<Rule> {
+        let mut rules = self.time_out_rules(Rule::new);
+        let (v4, v6) = (self.links.mesh_v4().octets(), self.links.mesh_v6().octets());
+        rules.push(Rule::of(Family::V4).value(0, &v4).to_destination(Family::V4, 0, None));
+        rules.push(Rule::of(Family::V6).value(0, &v6).to_destination(Family::V6, 0, None));
+        rules
+    }
+
+    fn time_out_rules(&self, about: impl Fn() -> Rule) -> Vec<Rule> {
+        if !self.time_outs {
+            return Vec::new();
+        }
+        let rule = |object: &TimeOuts| about().protocol(object.protocol).time_outs(object.name);
+        TIME_OUTS.iter().map(rule).collect()
+    }
+
+    /// From the node itself. IPv6 cannot leave the loopback, so ::1 is somebody else's matter.
+    fn own_rules(&self) -> Vec<Rule> {
+        let mut localhost = [0; 16];
+        localhost[15] = 1;
+        let mut rules =
+            vec![Rule::of(Family::V6).destination(Family::V6, 0).is(0, &localhost).leave()];
+        rules.extend(published_rules());
+        rules
+    }
+
+    fn post_rules(&self) -> Vec<Rule> {
+        let outwards = || Rule::new().in_link(self.gateway).not_out_link(self.gateway);
+        let mut rules = vec![
+            Rule::of(Family::V4)
+                .out_link(self.gateway)
+                .source(Family::V4, 0)
+                .mask(0, 0, &[255, 0, 0, 0])
+                .is(0, &[127, 0, 0, 0])
+                .masquerade(),
+        ];
+        rules.extend(self.time_out_rules(outwards));
+        rules.push(outwards().masquerade());
+        rules
+    }
+}
+
+fn published_rules() -> Vec<Rule> {
+    let mut rules = vec![Rule::new().for_here().service(0).within(set::PORTS, 0).jump("publish")];
+    rules.extend(Family::ALL.into_iter().map(|family| {
+        Rule::of(family)
+            .destination(family, 0)
+            .service(family.registers())
+            .within(of(family, set::BOUND4, set::BOUND6), 0)
+            .jump("publish")
+    }));
+    rules
+}
+
+/// What comes with an identifier of ours from somebody who is not on that network.
+fn foreign(family: Family, port: u16) -> Rule {
+    let vni = family.registers();
+    vxlan(Rule::of(family), port)
+        .load(Base::Transport, 8 + 4, 3, vni)
+        .within(set::VNIS, vni)
+        .source(family, 0)
+        .not_within(of(family, set::MEMBERS4, set::MEMBERS6), 0)
+        .drop()
+}
+
+fn vxlan(rule: Rule, port: u16) -> Rule {
+    rule.protocol(UDP).load(Base::Transport, 2, 2, 0).is(0, &port.to_be_bytes())
+}
+
+/// Established connections last for days, whatever the host's own are worth to it; closed ones are
+/// forgotten soon.
+const TIME_OUTS: &[TimeOuts] = &[
+    TimeOuts {
+        name: "tcp",
+        protocol: TCP,
+        seconds: &[
+            (1, 120),
+            (2, 60),
+            (3, 432_000),
+            (4, 120),
+            (5, 3_600),
+            (6, 30),
+            (7, 30),
+            (8, 10),
+            (9, 120),
+            (10, 300),
+            (11, 300),
+        ],
+    },
+    TimeOuts { name: "udp", protocol: UDP, seconds: &[(1, 30), (2, 180)] },
+    TimeOuts {
+        name: "sctp",
+        protocol: SCTP,
+        seconds: &[(1, 10), (2, 3), (3, 3), (4, 432_000), (5, 3), (6, 3), (7, 3), (8, 30)],
+    },
+];

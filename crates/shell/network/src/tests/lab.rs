@@ -1,0 +1,424 @@
+//! Hosts on one wire, a directory for them, and programs in containers.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use base::Id;
+use nix::sched::{CloneFlags, setns, unshare};
+use ports::network::{Attached, ContainerNetwork, Network};
+use types::{
+    Attachment, DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkId, NetworkPart,
+    NodeId, OwnPart, PeerPart, PortPart, PortProtocol, PublishMode, ServiceId, ServicePart,
+};
+
+use crate::namespace::{enter, own_namespace};
+use crate::nft::table::NftSocket;
+use crate::route::{PairEnd, RouteSocket, add_pair};
+use crate::{DataPath, NetworkOptions};
+
+pub(super) fn id<T: From<Id>>(number: u128) -> T {
+    T::from(Id::from_u128(number).unwrap())
+}
+
+/// A wire, with hosts 192.0.2.11, .12 … and a client 192.0.2.100, each with fd12::11 and so on.
+pub(super) struct Lab {
+    wire: OwnedFd,
+    pub(super) client: OwnedFd,
+    pub(super) hosts: Vec<Host>,
+    /// What every host is told, but for its own part and its peers.
+    pub(super) directory: DirectoryUpdate,
+}
+
+pub(super) struct Host {
+    pub(super) namespace: OwnedFd,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) path: DataPath,
+    pub(super) number: u32,
+    pub(super) address: IpAddr,
+}
+
+pub(super) fn new_namespace() -> OwnedFd {
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip link set lo up");
+        own_namespace().unwrap()
+    })
+    .join()
+    .unwrap()
+}
+
+/// In the namespace of the calling thread.
+pub(super) fn run(line: &str) -> String {
+    let mut words = line.split(' ');
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(super) fn run_in(namespace: &OwnedFd, line: &str) -> String {
+    let line = line.to_owned();
+    enter(namespace, move || Ok(run(&line))).unwrap()
+}
+
+/// All tables of everybody, as an administrator's reload takes them away.
+pub(super) fn flush(namespace: &OwnedFd) {
+    enter(namespace, || NftSocket::open()?.flush()).unwrap();
+}
+
+pub(super) fn host_options(dir: &Path, instance: &str, address: Option<IpAddr>) -> NetworkOptions {
+    NetworkOptions { run_dir: dir.to_owned(), instance_id: instance.into(), subnet: None, address }
+}
+
+pub(super) async fn open_in(namespace: &OwnedFd, options: NetworkOptions) -> DataPath {
+    let back = own_namespace().unwrap();
+    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    let path = DataPath::open(options).await;
+    setns(&back, CloneFlags::CLONE_NEWNET).unwrap();
+    path.unwrap()
+}
+
+/// Runs a test in a thread of its own, whose namespaces end with it.
+pub(super) fn in_lab(hosts: u32, test: impl AsyncFnOnce(&mut Lab) + Send + 'static) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut lab = Lab::new(hosts).await;
+            test(&mut lab).await;
+            for host in &lab.hosts {
+                host.path.remove_all().await.unwrap();
+            }
+        });
+    })
+    .join()
+    .unwrap();
+}
+
+impl Lab {
+    async fn new(count: u32) -> Self {
+        let wire = new_namespace();
+        run_in(&wire, "ip link add br0 type bridge");
+        run_in(&wire, "ip link set br0 up");
+        let client = plugged(&wire, 100);
+        let mut lab =
+            Self { wire, client, hosts: Vec::new(), directory: DirectoryUpdate::default() };
+        lab.directory.full = true;
+        for number in 1..=count {
+            lab.add_host(number).await;
+        }
+        lab
+    }
+
+    async fn add_host(&mut self, number: u32) {
+        let namespace = plugged(&self.wire, 10 + number);
+        let address = IpAddr::from([192, 0, 2, 10 + number as u8]);
+        let dir = tempfile::tempdir().unwrap();
+        let options = host_options(dir.path(), &format!("h{number}"), Some(address));
+        let path = open_in(&namespace, options).await;
+        self.hosts.push(Host { namespace, dir, path, number, address });
+    }
+
+    /// A network 10.0.N.0/24 and fd99:0:0:N::/64.
+    pub(super) fn add_network(&mut self, number: u8) -> NetworkId {
+        let network: NetworkId = id(1000 + u128::from(number));
+        self.directory.networks.push(NetworkPart {
+            id: network,
+            name: format!("net{number}"),
+            driver: NetworkDriver::Overlay,
+            vni: 4096 + u32::from(number),
+            mtu: 1450,
+            ingress: number == INGRESS,
+            internal: false,
+            encrypted: false,
+            subnets: vec![
+                (format!("10.0.{number}.0/24").parse().unwrap(), v4(number, 1)),
+                (format!("fd99:0:0:{number:x}::/64").parse().unwrap(), v6(number, 1)),
+            ],
+            options: Default::default(),
+        });
+        network
+    }
+
+    pub(super) fn add_service(
+        &mut self,
+        network: u8,
+        number: u8,
+        ports: &[(u16, u16)],
+    ) -> ServiceId {
+        let service: ServiceId = id(2000 + u128::from(number));
+        let port = |(published, target): &(u16, u16)| {
+            [PortProtocol::Tcp, PortProtocol::Udp].map(|protocol| PortPart {
+                name: String::new(),
+                protocol,
+                target: *target,
+                published: *published,
+                mode: PublishMode::Ingress,
+                host: String::new(),
+            })
+        };
+        self.directory.services.push(ServicePart {
+            network: id(1000 + u128::from(network)),
+            service,
+            name: format!("service{number}"),
+            aliases: Vec::new(),
+            mode: EndpointMode::Vip,
+            v4: ipv4(v4(network, 200 + number)),
+            v6: ipv6(v6(network, 200 + u16::from(number))),
+            ports: ports.iter().flat_map(port).collect(),
+        });
+        service
+    }
+
+    /// A task on a host; its address ends with its number.
+    pub(super) fn add_task(
+        &mut self,
+        network: u8,
+        host: usize,
+        number: u8,
+        service: Option<ServiceId>,
+    ) {
+        let part = EndpointPart {
+            network: id(1000 + u128::from(network)),
+            task: id(3000 + u128::from(number)),
+            service,
+            node: self.node(host),
+            number: self.hosts[host].number,
+            v4: ipv4(v4(network, number)),
+            v6: ipv6(v6(network, u16::from(number))),
+            names: Vec::new(),
+            serving: true,
+        };
+        self.directory.endpoints.push(part);
+    }
+
+    pub(super) fn node(&self, host: usize) -> NodeId {
+        id(1 + u128::from(self.hosts[host].number))
+    }
+
+    pub(super) fn told(&self, host: usize) -> DirectoryUpdate {
+        let mut update = self.directory.clone();
+        update.own = Some(OwnPart {
+            node: self.node(host),
+            number: self.hosts[host].number,
+            data_path_port: 4789,
+        });
+        for network in &self.directory.networks {
+            for (index, peer) in self.hosts.iter().enumerate().filter(|(index, _)| *index != host) {
+                update.peers.push(PeerPart {
+                    network: network.id,
+                    node: self.node(index),
+                    name: format!("h{}", peer.number),
+                    number: peer.number,
+                    address: peer.address,
+                    mtu: 0,
+                });
+            }
+        }
+        update
+    }
+
+    pub(super) async fn tell_all(&self) {
+        for (index, host) in self.hosts.iter().enumerate() {
+            host.path.update(self.told(index)).await.unwrap();
+        }
+    }
+
+    pub(super) async fn attach(&self, host: usize, wanted: &ContainerNetwork) -> Attached {
+        self.hosts[host].path.attach(wanted).await.unwrap()
+    }
+}
+
+/// A namespace with `eth0` on the wire.
+fn plugged(wire: &OwnedFd, number: u32) -> OwnedFd {
+    let namespace = new_namespace();
+    let fd = namespace.try_clone().unwrap();
+    let name = format!("p{number}");
+    let near = name.clone();
+    enter(wire, move || {
+        let mut socket = RouteSocket::open()?;
+        let hardware = |side| [2, 0, 0, 0, side, number as u8];
+        let wired = PairEnd { name: &near, hardware: hardware(1), mtu: 1500, namespace: None };
+        let inner =
+            PairEnd { name: "eth0", hardware: hardware(2), mtu: 1500, namespace: Some(&fd) };
+        socket.request(add_pair(&wired, &inner))
+    })
+    .unwrap();
+    run_in(wire, &format!("ip link set {name} master br0 up"));
+    run_in(&namespace, &format!("ip addr add 192.0.2.{number}/24 dev eth0"));
+    run_in(&namespace, &format!("ip addr add fd12::{number}/64 dev eth0 nodad"));
+    run_in(&namespace, "ip link set eth0 up");
+    namespace
+}
+
+pub(super) const INGRESS: u8 = 9;
+
+pub(super) fn v4(network: u8, host: u8) -> IpAddr {
+    [10, 0, network, host].into()
+}
+
+pub(super) fn v6(network: u8, host: u16) -> IpAddr {
+    [0xfd99, 0, 0, u16::from(network), 0, 0, 0, host].into()
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn ipv6(address: IpAddr) -> Option<std::net::Ipv6Addr> {
+    match address {
+        IpAddr::V6(address) => Some(address),
+        IpAddr::V4(_) => None,
+    }
+}
+
+/// A container on networks, by number, with the address that ends so.
+pub(super) fn wanted(name: &str, networks: &[u8], number: u8) -> ContainerNetwork {
+    let attachment = |network: u8| Attachment {
+        network: id(1000 + u128::from(network)),
+        v4: ipv4(v4(network, number)),
+        v6: ipv6(v6(network, u16::from(number))),
+    };
+    ContainerNetwork {
+        id: name.into(),
+        hostname: name.into(),
+        attachments: networks.iter().filter(|n| **n != INGRESS).map(|n| attachment(*n)).collect(),
+        mesh: networks.contains(&INGRESS).then(|| attachment(INGRESS)),
+        ..ContainerNetwork::default()
+    }
+}
+
+/// A server that says its name and who is asking, until it is dropped.
+pub(super) struct Server {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    pub(super) fn start(namespace: &Path, name: &str, port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        let file = std::fs::File::open(namespace).unwrap();
+        let (tcp, udp) = std::thread::spawn(move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
+            (TcpListener::bind(("::", port)).unwrap(), UdpSocket::bind(("::", port)).unwrap())
+        })
+        .join()
+        .unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (name, stopped) = (name.to_owned(), Arc::clone(&stop));
+        let greeting = name.clone();
+        threads.push(std::thread::spawn(move || {
+            let mut open = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((mut stream, peer)) = tcp.accept() {
+                    let _ = writeln!(stream, "{greeting} {}", plain(peer.ip()));
+                    stream.set_nonblocking(true).unwrap();
+                    open.push(stream);
+                }
+                // Echoes what comes on the connections that stay open.
+                open.retain_mut(|stream| {
+                    let mut buffer = [0; 64];
+                    match stream.read(&mut buffer) {
+                        Ok(0) => false,
+                        Ok(count) => stream.write_all(&buffer[..count]).is_ok(),
+                        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                    }
+                });
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }));
+        let stopped = Arc::clone(&stop);
+        threads.push(std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                    let answer = format!("{name} {}", plain(peer.ip()));
+                    let _ = udp.send_to(answer.as_bytes(), peer);
+                }
+            }
+        }));
+        Self { stop, threads }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+pub(super) fn namespace_of(path: &Path) -> OwnedFd {
+    std::fs::File::open(path).unwrap().into()
+}
+
+/// Connects and reads the first line.
+pub(super) fn ask(from: &OwnedFd, to: (IpAddr, u16)) -> io::Result<String> {
+    let to = SocketAddr::from(to);
+    enter(from, move || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        line(&mut stream)
+    })
+}
+
+/// One connection that stays open.
+pub(super) fn connect(from: &OwnedFd, to: (IpAddr, u16)) -> io::Result<(TcpStream, String)> {
+    let to = SocketAddr::from(to);
+    enter(from, move || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let text = line(&mut stream)?;
+        Ok((stream, text))
+    })
+}
+
+pub(super) fn line(stream: &mut TcpStream) -> io::Result<String> {
+    let (mut text, mut byte) = (Vec::new(), [0]);
+    while stream.read(&mut byte)? == 1 && byte != *b"\n" {
+        text.push(byte[0]);
+    }
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+pub(super) fn ask_udp(from: &OwnedFd, to: (IpAddr, u16)) -> io::Result<String> {
+    let to = SocketAddr::from(to);
+    enter(from, move || {
+        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect(to)?;
+        socket.send(b"?")?;
+        let mut buffer = [0; 128];
+        let count = socket.recv(&mut buffer)?;
+        String::from_utf8(buffer[..count].to_vec()).map_err(io::Error::other)
+    })
+}
+
+/// Waits until something is so.
+pub(super) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(Instant::now() < limit, "not so in 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(3);

@@ -1,0 +1,226 @@
+//! One host with an uplink: the way out, and what a daemon leaves to the next one.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread::JoinHandle;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use ports::network::{ContainerNetwork, Network};
+
+use super::lab::*;
+use crate::DataPath;
+use crate::namespace::enter;
+use crate::nft::table::NftSocket;
+use crate::route::RouteSocket;
+
+fn plain(id: &str) -> ContainerNetwork {
+    ContainerNetwork { id: id.to_owned(), hostname: id.to_owned(), ..ContainerNetwork::default() }
+}
+
+/// Answers one connection with the address it comes from, beyond the uplink.
+fn serve(lab: &Lab) -> JoinHandle<()> {
+    let namespace = lab.client.try_clone().unwrap();
+    let (ready, wait) = std::sync::mpsc::sync_channel(1);
+    let server = std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let listener = TcpListener::bind("192.0.2.100:80").unwrap();
+        ready.send(()).unwrap();
+        let (mut stream, peer) = listener.accept().unwrap();
+        writeln!(stream, "{}", peer.ip()).unwrap();
+    });
+    wait.recv().unwrap();
+    server
+}
+
+/// A container reaches the world, with the host's address.
+fn reaches_the_world(lab: &Lab, netns: &std::path::Path) {
+    let server = serve(lab);
+    let beyond = "192.0.2.100".parse().unwrap();
+    assert_eq!(ask(&namespace_of(netns), (beyond, 80)).unwrap(), "192.0.2.11");
+    server.join().unwrap();
+}
+
+fn addresses_of(path: &DataPath) -> BTreeSet<Ipv4Addr> {
+    let node = path.inner.node();
+    let ends = node.planner.containers().values().flat_map(|container| &container.links);
+    ends.filter_map(|end| end.v4).collect()
+}
+
+#[test]
+fn tasks_reach_the_world_with_the_hosts_address_and_not_each_other() {
+    in_lab(1, async |lab| {
+        let path = &lab.hosts[0].path;
+        let attached = path.attach(&plain("task1")).await.unwrap();
+        assert_eq!(path.attach(&plain("task1")).await.unwrap(), attached);
+        reaches_the_world(lab, &attached.netns);
+        let own = addresses_of(path).into_iter().next().unwrap();
+        assert_eq!(attached.hosts[0], (own.into(), "task1".to_owned()));
+        assert!(attached.hosts[1].0.is_ipv6() && attached.hosts.len() == 2);
+
+        // Tasks of one node have no business with each other's mesh addresses.
+        let other = path.attach(&plain("task2")).await.unwrap();
+        assert_eq!(addresses_of(path).len(), 2);
+        let _server = Server::start(&other.netns, "task2", 8080);
+        let to = other.hosts[0].0;
+        let begin = std::time::Instant::now();
+        assert!(ask(&namespace_of(&attached.netns), (to, 8080)).is_err());
+        assert!(begin.elapsed().as_secs() < 2, "refused, not left waiting");
+        let loopback = Ipv4Addr::LOCALHOST.into();
+        let itself = ask(&namespace_of(&other.netns), (loopback, 8080)).unwrap();
+        assert_eq!(itself, "task2 127.0.0.1");
+    });
+}
+
+#[test]
+fn it_is_a_network() {
+    in_lab(1, async |lab| {
+        testkit::conformance::network::check(&lab.hosts[0].path).await;
+    });
+}
+
+#[test]
+fn a_new_daemon_keeps_and_repairs() {
+    in_lab(1, async |lab| {
+        let path = lab.hosts[0].path.clone();
+        let kept = path.attach(&plain("kept")).await.unwrap();
+        path.attach(&plain("gone")).await.unwrap();
+        let before = addresses_of(&path);
+        let options = || host_options(lab.hosts[0].dir.path(), "h1", None);
+        drop(path);
+
+        let path = open_in(&lab.hosts[0].namespace, options()).await;
+        assert_eq!(path.observe().await.unwrap(), ["gone", "kept"]);
+        assert_eq!(addresses_of(&path), before);
+        reaches_the_world(lab, &kept.netns);
+        // A hand removes the table, the forwarding and a link.
+        let table = path.inner.node().names.table.clone();
+        enter(&lab.hosts[0].namespace, move || {
+            NftSocket::open()?.remove(crate::nft::INET, &table)?;
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")
+        })
+        .unwrap();
+        let mesh = namespace_of(&lab.hosts[0].dir.path().join("sandboxes/mesh"));
+        let link = path.inner.node().planner.containers()["kept"].links[0].link.clone();
+        run_in(&mesh, &format!("ip link del {link}"));
+        assert_eq!(path.attach(&plain("kept")).await.unwrap(), kept);
+        assert!(path.repair().await.unwrap() > 0);
+        reaches_the_world(lab, &kept.netns);
+    });
+}
+
+#[test]
+fn removal_leaves_nothing_and_spares_others() {
+    in_lab(1, async |lab| {
+        let host = &lab.hosts[0];
+        let two = tempfile::tempdir().unwrap();
+        let (a, b) =
+            (&host.path, open_in(&host.namespace, host_options(two.path(), "b", None)).await);
+        let (first, second) = (
+            a.attach(&plain("same")).await.unwrap().netns,
+            b.attach(&plain("same")).await.unwrap().netns,
+        );
+        assert!(addresses_of(a).is_disjoint(&addresses_of(&b)), "no address is given twice");
+        a.detach("same").await.unwrap();
+        a.detach("same").await.unwrap();
+        assert!(!first.exists());
+        assert!(addresses_of(a).is_empty());
+        assert_eq!(b.observe().await.unwrap(), ["same"]);
+        reaches_the_world(lab, &second);
+        let tables = || {
+            let table = |path: &DataPath| path.inner.node().names.table.clone();
+            let (one, two) = (table(a), table(&b));
+            enter(&host.namespace, move || {
+                let mut socket = NftSocket::open()?;
+                let chains = socket.base_chains()?;
+                Ok([one, two].map(|name| chains.iter().any(|chain| chain.table == name)))
+            })
+            .unwrap()
+        };
+        assert_eq!(tables(), [true, true]);
+        a.remove_all().await.unwrap();
+        assert_eq!(tables(), [false, true]);
+        assert!(second.exists());
+        b.remove_all().await.unwrap();
+        assert_eq!(tables(), [false, false]);
+        let links = enter(&host.namespace, || RouteSocket::open()?.links()).unwrap();
+        let mut names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["eth0", "lo"]);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(host.dir.path().to_str().unwrap()));
+    });
+}
+
+#[test]
+fn a_link_without_a_namespace_is_removed() {
+    in_lab(1, async |lab| {
+        let path = &lab.hosts[0].path;
+        let netns = path.attach(&plain("lost")).await.unwrap().netns;
+        // A process holds the namespace, its mount is gone: a crash half-way through a removal.
+        let held = std::fs::File::open(&netns).unwrap();
+        path.inner.node().containers.remove("lost").unwrap();
+        let mesh = namespace_of(&lab.hosts[0].dir.path().join("sandboxes/mesh"));
+        let links = || {
+            let links = enter(&mesh, || RouteSocket::open()?.links()).unwrap();
+            links.into_iter().filter(|link| link.name.starts_with('t')).count()
+        };
+        assert_eq!((addresses_of(path).len(), links()), (1, 1));
+        assert!(path.observe().await.unwrap().is_empty());
+        assert_eq!((addresses_of(path).len(), links()), (0, 0));
+        drop(held);
+    });
+}
+
+#[test]
+fn removal_reaches_the_mount_namespaces_of_shims() {
+    in_lab(1, async |lab| {
+        let network = &lab.hosts[0].path;
+        let path = network.attach(&plain("task")).await.unwrap().netns;
+        let (ready, wait) = std::sync::mpsc::sync_channel(0);
+        let (go, gone) = std::sync::mpsc::sync_channel(0);
+        let shim = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let (none, slave) = (None::<&str>, nix::mount::MsFlags::MS_SLAVE);
+            let flags = nix::mount::MsFlags::MS_REC | slave;
+            nix::mount::mount(none, "/", none, flags, none).unwrap();
+            let seen = || {
+                let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                mounts.contains(path.to_str().unwrap())
+            };
+            let before = seen();
+            ready.send(()).unwrap();
+            gone.recv().unwrap();
+            (before, seen())
+        });
+        wait.recv().unwrap();
+        network.detach("task").await.unwrap();
+        go.send(()).unwrap();
+        assert_eq!(shim.join().unwrap(), (true, false));
+    });
+}
+
+#[test]
+fn many_tasks_are_attached_and_removed() {
+    in_lab(1, async |lab| {
+        let network = lab.hosts[0].path.clone();
+        let begin = std::time::Instant::now();
+        for number in 0..40 {
+            network.attach(&plain(&format!("task{number}"))).await.unwrap();
+        }
+        let attached = begin.elapsed();
+        assert_eq!(addresses_of(&network).len(), 40);
+        // All at once, as the removal of a service does it.
+        let leaving: Vec<_> = (0..40)
+            .map(|number| {
+                let network = network.clone();
+                tokio::spawn(async move { network.detach(&format!("task{number}")).await })
+            })
+            .collect();
+        for task in leaving {
+            task.await.unwrap().unwrap();
+        }
+        println!("40 tasks: {attached:?} to attach, {:?} in all", begin.elapsed());
+        assert!(network.observe().await.unwrap().is_empty());
+    });
+}

@@ -1,0 +1,104 @@
+//! Several hosts: overlays, virtual addresses, the mesh, repair.
+
+use std::collections::BTreeSet;
+
+use ports::network::Network;
+
+use super::lab::*;
+
+#[test]
+fn tasks_of_two_hosts_talk_and_a_virtual_address_is_spread() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 0, 11, Some(service));
+        lab.add_task(1, 1, 12, Some(service));
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let near = lab.attach(0, &wanted("near", &[1], 11)).await;
+        let far = lab.attach(1, &wanted("far", &[1], 12)).await;
+        let _near = Server::start(&near.netns, "near", 80);
+        let _far = Server::start(&far.netns, "far", 80);
+        let client = namespace_of(&client.netns);
+        assert_eq!(ask(&client, (v4(1, 11), 80)).unwrap(), "near 10.0.1.10");
+        assert_eq!(ask(&client, (v4(1, 12), 80)).unwrap(), "far 10.0.1.10");
+        run_in(&client, "ping -c 1 -W 2 10.0.1.12");
+        let mut seen = BTreeSet::new();
+        for _ in 0..40 {
+            seen.insert(ask(&client, (v4(1, 201), 80)).unwrap());
+        }
+        assert_eq!(seen.len(), 2, "{seen:?}");
+        // What is not there is said at once.
+        let begin = std::time::Instant::now();
+        assert!(ask(&client, (v4(1, 77), 80)).is_err());
+        assert!(begin.elapsed() < std::time::Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_published_port_is_reached_through_a_node_without_tasks() {
+    in_lab(2, async |lab| {
+        lab.add_network(INGRESS);
+        let service = lab.add_service(INGRESS, 1, &[(8080, 80)]);
+        lab.add_task(INGRESS, 1, 20, Some(service));
+        lab.tell_all().await;
+        let web = lab.attach(1, &wanted("web", &[INGRESS], 20)).await;
+        let _web = Server::start(&web.netns, "web", 80);
+        for host in [&lab.hosts[0], &lab.hosts[1]] {
+            let answer = ask(&lab.client, (host.address, 8080)).unwrap();
+            assert_eq!(answer, "web 192.0.2.100", "through {}", host.address);
+        }
+    });
+}
+
+#[test]
+fn what_a_hand_removed_comes_back() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_network(INGRESS);
+        let service = lab.add_service(1, 1, &[]);
+        let published = lab.add_service(INGRESS, 2, &[(8080, 80)]);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 1, 12, Some(service));
+        lab.add_task(INGRESS, 1, 12, Some(published));
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let far = lab.attach(1, &wanted("far", &[1, INGRESS], 12)).await;
+        let _far = Server::start(&far.netns, "far", 80);
+        let client = namespace_of(&client.netns);
+        let works = |lab: &Lab| {
+            assert_eq!(ask(&client, (v4(1, 201), 80)).unwrap(), "far 10.0.1.10");
+            let answer = ask(&lab.client, (lab.hosts[0].address, 8080)).unwrap();
+            assert_eq!(answer, "far 192.0.2.100");
+        };
+        works(lab);
+        let sandbox = |host: usize, name: String| {
+            namespace_of(&lab.hosts[host].dir.path().join("sandboxes").join(name))
+        };
+        let network: types::NetworkId = id(1001);
+        for host in 0..2 {
+            let overlay = sandbox(host, network.to_string());
+            let mesh = sandbox(host, "mesh".to_owned());
+            for sandbox in [&overlay, &mesh] {
+                flush(sandbox);
+                run_in(sandbox, "ip link del vx");
+            }
+            flush(&lab.hosts[host].namespace);
+            assert!(lab.hosts[host].path.repair().await.unwrap() > 0);
+            assert_eq!(lab.hosts[host].path.repair().await.unwrap(), 0, "nothing is left to do");
+        }
+        works(lab);
+        for host in 0..2 {
+            let gateway = crate::names::Names::of(&format!("h{}", host + 1)).unwrap().gateway;
+            run_in(&lab.hosts[host].namespace, &format!("ip link del {gateway}"));
+            let overlay = sandbox(host, network.to_string());
+            run_in(&overlay, "ip route flush proto static");
+            run_in(&overlay, "ip neigh flush nud permanent");
+            run_in(&overlay, "ip link del t1");
+            assert!(lab.hosts[host].path.repair().await.unwrap() > 0);
+        }
+        works(lab);
+        assert_eq!(lab.hosts[0].path.observe().await.unwrap(), ["client"]);
+    });
+}
