@@ -1,16 +1,20 @@
-//! What tasks and nodes are given before anything can run: numbers now, addresses later.
+//! What nodes, networks, services and tasks are given before anything can run.
 //!
-//! Owns: a node's number, and the step of a task from New to Pending.
-//! Does not know: where tasks go. Invariant: a number is held by one node at a time, and they are
-//! given out in a circle, so that a freed one rests.
+//! Owns: a node's number; a network's identifier, subnets and MTU; virtual addresses and ports of
+//! services; addresses of tasks, and with them their step from New to Pending.
+//! Does not know: where tasks go. Invariant: what is given is held by one object at a time, and
+//! given out in a circle, so that what was freed rests.
+
+mod give;
+mod network;
+mod reason;
+mod service;
 
 use std::collections::BTreeSet;
 
 use state::{Author, Change, ChangeSet, Ctx, Decider, Event, Plan, Snapshot};
-use types::{NodeId, ServiceId, TaskId};
+use types::{NetworkDriver, NetworkId, NodeId, Service, ServiceId};
 
-/// Tasks admitted by one plan.
-const TASKS_PER_PLAN_MAX: usize = 20_000;
 /// Node numbers fit 24 bits: they become part of addresses.
 const NODE_NUMBER_MAX: u32 = (1 << 24) - 2;
 
@@ -18,10 +22,11 @@ const NODE_NUMBER_MAX: u32 = (1 << 24) - 2;
 #[derive(Debug)]
 pub struct Allocator;
 
-/// What may lack something.
+/// What may lack something, in the order in which the one needs the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     Node(NodeId),
+    Network(NetworkId),
     Service(ServiceId),
 }
 
@@ -31,7 +36,10 @@ impl Decider for Allocator {
 
     fn mark_all(view: &Snapshot, dirty: &mut BTreeSet<Key>) {
         dirty.extend(view.nodes().filter(|node| node.number == 0).map(|node| Key::Node(node.id)));
+        dirty.extend(view.networks().map(|network| Key::Network(network.id)));
         dirty.extend(view.fresh_services().map(Key::Service));
+        let networked = view.services().filter(|service| is_networked(service));
+        dirty.extend(networked.map(|service| Key::Service(service.id)));
     }
 
     fn mark(view: &Snapshot, event: &Event, dirty: &mut BTreeSet<Key>) {
@@ -39,19 +47,55 @@ impl Decider for Allocator {
             Event::Node(id) if view.node(*id).is_some_and(|node| node.number == 0) => {
                 dirty.insert(Key::Node(*id));
             }
-            Event::Task { service, .. } if view.fresh_tasks(*service).next().is_some() => {
-                dirty.insert(Key::Service(*service));
+            Event::Network(id) => {
+                dirty.insert(Key::Network(*id));
+                let users = view.services_on_network(*id);
+                dirty.extend(users.map(|service| Key::Service(service.id)));
             }
-            _ => {}
+            Event::Service(id) => match view.service(*id) {
+                Some(service) if is_networked(service) => {
+                    dirty.insert(Key::Service(*id));
+                }
+                Some(_) => {}
+                // What it had is free: somebody may have waited for it.
+                None => dirty.extend(waiting(view)),
+            },
+            Event::Task { task, service, .. } => {
+                if view.fresh_tasks(*service).next().is_some() {
+                    dirty.insert(Key::Service(*service));
+                }
+                if view.task(*task).is_none_or(|task| task.status.state.is_terminal()) {
+                    dirty.extend(waiting(view));
+                }
+            }
+            Event::Node(_) | Event::Cluster => {}
         }
     }
 
     fn decide(ctx: &mut Ctx<'_>, key: Key) -> Plan {
         match key {
             Key::Node(id) => decide_number(ctx.view, id),
-            Key::Service(id) => decide_admission(ctx.view, id),
+            Key::Network(id) => network::decide(ctx.view, ctx.now, id),
+            Key::Service(id) => service::decide(ctx.view, ctx.now, id),
         }
     }
+}
+
+/// It has, or should have, something of a network.
+fn is_networked(service: &Service) -> bool {
+    service.endpoint.is_some()
+        || !service.spec.ports().is_empty()
+        || !service.spec.task.networks.is_empty()
+}
+
+/// Services with tasks that wait to be given something, and networks without a subnet. Seldom any:
+/// new tasks stay so only for want of something.
+fn waiting(view: &Snapshot) -> impl Iterator<Item = Key> {
+    let networks = view
+        .networks()
+        .filter(|network| network.spec.driver == NetworkDriver::Overlay && !network.is_allocated());
+    let networks = networks.map(|network| Key::Network(network.id));
+    networks.chain(view.fresh_services().map(Key::Service))
 }
 
 fn decide_number(view: &Snapshot, id: NodeId) -> Plan {
@@ -66,17 +110,6 @@ fn decide_number(view: &Snapshot, id: NodeId) -> Plan {
         return plan;
     };
     plan.atoms.push(ChangeSet::one(Author::Allocator, Change::SetNodeNumber { id, number }));
-    plan
-}
-
-fn decide_admission(view: &Snapshot, service: ServiceId) -> Plan {
-    let mut plan = Plan::default();
-    let mut tasks: Vec<TaskId> = view.fresh_tasks(service).take(TASKS_PER_PLAN_MAX + 1).collect();
-    plan.more = tasks.len() > TASKS_PER_PLAN_MAX;
-    tasks.truncate(TASKS_PER_PLAN_MAX);
-    if !tasks.is_empty() {
-        plan.atoms.push(ChangeSet::one(Author::Allocator, Change::AdmitTasks(tasks)));
-    }
     plan
 }
 
