@@ -70,6 +70,7 @@ fn carried() {
     let client = lab.start();
     let listener = TcpListener::bind("127.0.0.1:4020").unwrap();
     let socket = UdpSocket::bind("127.0.0.1:4020").unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let ports = [(TCP, 4_020), (UDP, 4_020)];
     lab.wait(client.forward_loopback6(&ports)).unwrap();
 
