@@ -177,6 +177,8 @@ async fn carry_datagrams(shared: Rc<Shared>, socket: UdpSocket, port: u16) {
 async fn onward_socket(port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     socket.connect((Ipv4Addr::LOCALHOST, port)).await?;
+    // Until the runtime has heard of it, nothing can be sent without waiting.
+    socket.writable().await?;
     Ok(socket)
 }
 

@@ -149,11 +149,11 @@ fn many_containers() {
     let before = client.ports().borrow().epoch;
     kill_hard(all.pid);
     let mut watched = client.ports();
-    let back = lab.wait(tokio::time::timeout(
-        DEADLINE,
-        watched.wait_for(|ports| ports.epoch > before && ports.by_container.len() == 1_000),
-    ));
-    drop(back.unwrap().unwrap());
+    lab.wait(async {
+        let all_back =
+            watched.wait_for(|ports| ports.epoch > before && ports.by_container.len() == 1_000);
+        drop(tokio::time::timeout(DEADLINE, all_back).await.unwrap().unwrap());
+    });
 }
 
 fn rss_kib(pid: u32) -> usize {
