@@ -5,6 +5,7 @@
 //! it says, and a container starts once its names are served.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub(crate) struct NodeNetwork {
     names: netd::Client,
     /// Networks without a way out, as last told.
     internal: Arc<Mutex<BTreeSet<NetworkId>>>,
+    /// Where this node's data path ends; `None` before it is in a cluster.
+    address: watch::Sender<Option<IpAddr>>,
 }
 
 impl NodeNetwork {
@@ -55,11 +58,22 @@ impl NodeNetwork {
         .context("network")?;
         let options = netd::Options::new(config.run_dir.clone(), build()?);
         let names = netd::Client::connect_or_start(options).await.context("names")?;
-        Ok(Self { path, names, internal: Arc::default() })
+        Ok(Self { path, names, internal: Arc::default(), address: watch::Sender::new(None) })
     }
 
     pub(crate) fn path(&self) -> &DataPath {
         &self.path
+    }
+
+    pub(crate) async fn set_address(&self, address: Option<IpAddr>) -> Result<(), RuntimeError> {
+        self.address.send_replace(address);
+        self.path.set_address(address).await
+    }
+
+    /// What the managers are told of the data path.
+    pub(crate) async fn survey(&self) -> Result<types::DataPath, RuntimeError> {
+        let address = *self.address.borrow();
+        self.path.survey(address).await
     }
 
     /// Removes every trace, when no container needs it.

@@ -8,6 +8,7 @@
 mod callers;
 mod checks;
 mod found;
+mod networking;
 mod teardown;
 
 use std::sync::Arc;
@@ -159,8 +160,9 @@ impl Node {
                 .collect();
             references.sort();
             references.dedup();
-            let new =
+            let mut new =
                 self.machine.description(&self.config.hostname, &self.config.labels, references);
+            new.data_path = self.data_path().await;
             self.description.send_if_modified(|known| {
                 let changed = *known != new;
                 if changed {
@@ -180,6 +182,7 @@ impl Node {
             pki::Role::Manager => Some(self.start_manager(&settings, &tls).await?),
             pki::Role::Worker => None,
         };
+        self.begin_data_path(&settings).await;
         self.start_agent(settings, tls, manager)
     }
 
@@ -318,6 +321,8 @@ impl Node {
         let stored = plan.certificate(self.clock.now())?;
         IdentityFiles::new(self.dir.certificates()).save(&stored)?;
         let tls = NodeTls::new(&stored.key, &stored.chain_pem, &stored.roots_pem)?;
+        // The first networks must not collide with this host's.
+        self.begin_data_path(&settings).await;
         let manager = self.open_manager(&settings, &tls, plan.raft_id).await?;
         let begun = async {
             manager.store.raft().bootstrap().await.context("the store cannot begin")?;
@@ -429,6 +434,7 @@ impl Node {
             pki::Role::Worker => None,
         };
         self.dir.save(&settings)?;
+        self.begin_data_path(&settings).await;
         self.start_agent(settings, tls, manager)
     }
 

@@ -26,6 +26,7 @@ mod resolver;
 mod route;
 mod sandbox;
 mod space;
+mod survey;
 mod sysctl;
 mod tables;
 
@@ -133,6 +134,11 @@ impl DataPath {
         check_id(id)?;
         let id = id.to_owned();
         self.with("lead to the resolver", move |node| node.set_resolver(&id, port)).await
+    }
+
+    /// What the managers are told of this node's data path, of which `address` is the end.
+    pub async fn survey(&self, address: Option<IpAddr>) -> Result<types::DataPath, RuntimeError> {
+        self.with("look at the node's links", move |node| node.survey(address)).await
     }
 
     /// Compares everything with the kernel and makes it as wanted; answers how much differed.

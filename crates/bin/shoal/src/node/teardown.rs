@@ -7,26 +7,11 @@
 use ports::network::Network as _;
 use ports::runtime::Runtime as _;
 
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use types::DirectoryUpdate;
 
 use super::Node;
 
 impl Node {
-    /// Begins what keeps the node's network as it should be; it ends when told so.
-    pub(crate) fn keep_networks(&self) -> (watch::Sender<bool>, JoinHandle<()>) {
-        let (stop, stopped) = watch::channel(false);
-        let (network, conditions) = (self.network.clone(), self.conditions.clone());
-        let keeping = tokio::spawn(async move {
-            let repairing = network.path().clone();
-            let mut until = stopped.clone();
-            let until = async move { drop(until.wait_for(|stop| *stop).await) };
-            tokio::join!(network.keep(conditions, stopped), repairing.run(until));
-        });
-        (stop, keeping)
-    }
-
     /// Removes every container and network of the cluster's tasks.
     pub(super) async fn remove_tasks(&self) {
         for container in self.runtime.observe().await.unwrap_or_default() {

@@ -1,0 +1,56 @@
+//! What this node is to its network, and what the network finds of the node.
+//!
+//! Owns: the address of the data path, its place in the node's description, the loops that keep
+//! the network. Does not know: the membership beyond its addresses.
+//! Invariant: a node describes its data path before it asks for tasks.
+
+use std::net::IpAddr;
+
+use base::chain;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use types::DataPath;
+
+use super::Node;
+use crate::settings::Settings;
+
+impl Node {
+    /// Begins what keeps the node's network as it should be; it ends when told so.
+    pub(crate) fn keep_networks(&self) -> (watch::Sender<bool>, JoinHandle<()>) {
+        let (stop, stopped) = watch::channel(false);
+        let (network, conditions) = (self.network.clone(), self.conditions.clone());
+        let keeping = tokio::spawn(async move {
+            let repairing = network.path().clone();
+            let mut until = stopped.clone();
+            let until = async move { drop(until.wait_for(|stop| *stop).await) };
+            tokio::join!(network.keep(conditions, stopped), repairing.run(until));
+        });
+        (stop, keeping)
+    }
+
+    /// Before the agent begins: where VXLAN packets come from, and what there is to say of it.
+    pub(super) async fn begin_data_path(&self, settings: &Settings) {
+        let address: IpAddr =
+            settings.data_path.parse().unwrap_or_else(|_| settings.advertise.ip());
+        if let Err(error) = self.network.set_address(Some(address)).await {
+            tracing::warn!(error = %chain(&error), "the data path has no address yet");
+        }
+        let path = self.data_path().await;
+        self.description.send_if_modified(|known| {
+            let changed = known.data_path != path;
+            known.data_path = path;
+            changed
+        });
+    }
+
+    /// What is to be said of it now; what cannot be found out stays as it was said.
+    pub(super) async fn data_path(&self) -> DataPath {
+        match self.network.survey().await {
+            Ok(path) => path,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the data path is not described");
+                self.description.borrow().data_path.clone()
+            }
+        }
+    }
+}
