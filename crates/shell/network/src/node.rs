@@ -58,7 +58,7 @@ impl Node {
         let names = Names::of(instance)?;
         let containers = Namespaces::open(run_dir.join("netns"))?;
         let sandboxes = Namespaces::open(run_dir.join("sandboxes"))?;
-        let records = Records::open(run_dir.join("containers"))?;
+        let records = Records::open(run_dir.join("attached"))?;
         let kind = Kind::Host { link: names.gateway.clone() };
         let mut host = enter(&namespace, move || {
             sysctl::host()?;
