@@ -107,7 +107,7 @@ fn a_full_disk_is_named_on_the_managers_node() {
     for asked in lab.hosts().iter().rev() {
         wait_for_condition(asked, "h1", &text);
     }
-    assert_ne!(lab.host(2).leader().unwrap(), "h1");
+    wait_until("another leader", LONG, || Ok(lab.host(2).leader()? != "h1")).unwrap();
     let rows: Vec<Value> = ["h2", "h3"]
         .iter()
         .flat_map(|name| {

@@ -109,7 +109,7 @@ fn only_address(interfaces: &[Interface]) -> Result<IpAddr, Fault> {
     let usable = |interface: &&Interface| {
         !interface.address.is_loopback()
             && !is_link_local(interface.address)
-            && !interface.name.starts_with("shoal")
+            && !network::is_own_link(&interface.name)
             && !interface.name.starts_with("docker")
     };
     let all: Vec<&Interface> = interfaces.iter().filter(usable).collect();

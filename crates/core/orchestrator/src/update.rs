@@ -4,7 +4,7 @@
 //! Does not know: how a task is started. Invariant: at most one slot is mid-replacement.
 //! Ask again: when a task of the service changes.
 
-use types::{Task, TaskSpec, TaskState, UpdateState, UpdateStatus};
+use types::{Revision, Task, TaskState, UpdateState, UpdateStatus};
 
 use crate::slots::SlotView;
 use crate::turn::{Kept, Turn};
@@ -83,20 +83,28 @@ fn is_dirty(turn: &Turn<'_>, slot: &SlotView<'_>) -> bool {
         return false;
     }
     match turn.view.revision(task.service, task.revision) {
-        Some(old) => must_replace(turn, task, &old.spec),
+        Some(old) => must_replace(turn, task, old),
         None => true,
     }
 }
 
 /// A changed placement alone replaces only tasks that it moves.
-fn must_replace(turn: &Turn<'_>, task: &Task, old: &TaskSpec) -> bool {
+fn must_replace(turn: &Turn<'_>, task: &Task, old: &Revision) -> bool {
     let new = &*turn.revision.spec;
-    let mut same_place = old.clone();
+    let mut same_place = (*old.spec).clone();
     same_place.placement = new.placement.clone();
     // Restart rules concern the manager only.
     same_place.restart = new.restart.clone();
+    // Names and virtual addresses of the service are not the task's.
+    for (old, new) in same_place.networks.iter_mut().zip(&new.networks) {
+        if old.target == new.target {
+            (old.aliases, old.vips) = (new.aliases.clone(), new.vips.clone());
+        }
+    }
     let node = task.node.and_then(|id| turn.view.node(id));
-    same_place != *new || node.is_none_or(|node| !turn.revision.allows(node))
+    !old.publishes_as(turn.revision)
+        || same_place != *new
+        || node.is_none_or(|node| !turn.revision.allows(node))
 }
 
 /// A task of the current template that does not run yet, or one that is being stopped.

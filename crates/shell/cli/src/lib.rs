@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod credentials;
 mod error;
+mod networking;
 mod output;
 mod progress;
 pub mod reference;

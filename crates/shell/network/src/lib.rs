@@ -44,8 +44,8 @@ use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
 
-pub use crate::names::CANDIDATES;
 use crate::names::check_id;
+pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
 
 /// What the network needs to be told.

@@ -137,6 +137,16 @@ pub const CANDIDATES: &[&str] = &[
 
 const V6_CANDIDATES: u16 = 8;
 
+/// Whether a link's name is one that a daemon of ours gives, whichever instance it is.
+#[must_use]
+pub fn is_own_link(name: &str) -> bool {
+    let rest = name.strip_prefix('s').and_then(|rest| rest.split_once('-'));
+    rest.is_some_and(|(hash, _)| {
+        hash.len() == 4
+            && hash.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

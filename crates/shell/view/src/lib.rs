@@ -7,12 +7,14 @@
 
 mod cluster;
 mod json;
+mod network;
 mod node;
 mod service;
 mod spec;
 mod task;
 
 pub use cluster::{ClusterFacts, cluster, cluster_spec};
+pub use network::{PREDEFINED, network};
 pub use node::{NodeFacts, node, tls_status};
 pub use service::{ServiceFacts, service};
 pub use spec::service_spec;

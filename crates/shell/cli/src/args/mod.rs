@@ -6,6 +6,7 @@
 
 pub(crate) mod daemon;
 pub(crate) mod image;
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod service;
 pub(crate) mod swarm;
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::Service),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::Network),
     /// Manage the images of this node
     #[command(subcommand)]
     Image(image::Image),
@@ -109,7 +113,7 @@ mod tests {
     #[test]
     fn unknown_flags_are_refused_by_name() {
         for (line, name) in [
-            ("shoal service create --publish 80:80 x", "--publish"),
+            ("shoal service create --mount a x", "--mount"),
             ("shoal service create --update-parallelism 2 x", "--update-parallelism"),
             ("shoal service create --tty x", "--tty"),
             ("shoal service update --rollback x", "--rollback"),

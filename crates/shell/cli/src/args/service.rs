@@ -8,8 +8,10 @@ use std::path::PathBuf;
 
 use base::Millis;
 use clap::{ArgAction, Subcommand, ValueEnum};
+use types::{EndpointMode, NetworkAttachment};
 
 use super::{Filters, InspectFormat, ListFormat};
+use crate::networking::{Publish, parse_endpoint_mode, parse_network, parse_publish};
 use crate::values::{
     parse_bytes, parse_command, parse_cpus, parse_duration, parse_label, parse_preference,
     parse_scale,
@@ -63,6 +65,24 @@ pub(crate) struct Create {
     /// File with environment variables
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
+    /// Network to attach to: NAME, or name=NAME,alias=…,ip=…,vip=…
+    #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
+    pub(crate) network: Vec<NetworkAttachment>,
+    /// Port to publish: [PUBLISHED:]TARGET[/PROTOCOL], or target=…,published=…,mode=host,address=…
+    #[arg(short, long, value_name = "PORT", value_parser = parse_publish)]
+    pub(crate) publish: Vec<Publish>,
+    /// Server that is asked for names which are not the cluster's
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns: Vec<String>,
+    /// Domain that names are looked for in
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
+    /// Option of the containers' resolver
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) dns_option: Vec<String>,
+    /// Line for /etc/hosts; the address may be host-gateway
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(crate) host: Vec<String>,
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(flatten)]
@@ -114,6 +134,42 @@ pub(crate) struct Update {
     /// Remove an environment variable
     #[arg(long, value_name = "NAME")]
     pub(crate) env_rm: Vec<String>,
+    /// Attach to a network
+    #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
+    pub(crate) network_add: Vec<NetworkAttachment>,
+    /// Leave a network
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network_rm: Vec<String>,
+    /// Publish a port, or change how it is published
+    #[arg(long, value_name = "PORT", value_parser = parse_publish)]
+    pub(crate) publish_add: Vec<Publish>,
+    /// Publish a port no more, by its target port and protocol
+    #[arg(long, value_name = "PORT", value_parser = parse_publish)]
+    pub(crate) publish_rm: Vec<Publish>,
+    /// Add a server that is asked for names which are not the cluster's
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns_add: Vec<String>,
+    /// Remove such a server
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns_rm: Vec<String>,
+    /// Add a domain that names are looked for in
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search_add: Vec<String>,
+    /// Remove such a domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search_rm: Vec<String>,
+    /// Add an option of the containers' resolver
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) dns_option_add: Vec<String>,
+    /// Remove such an option
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) dns_option_rm: Vec<String>,
+    /// Add a line to /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(crate) host_add: Vec<String>,
+    /// Remove a line from /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(crate) host_rm: Vec<String>,
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(flatten)]
@@ -125,6 +181,9 @@ pub(crate) struct Update {
 /// Options of one value: `create` sets them, `update` changes those that are given.
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct Common {
+    /// vip: one virtual address, balanced; or dnsrr: the addresses of the tasks [default: vip]
+    #[arg(long, value_name = "MODE", value_parser = parse_endpoint_mode)]
+    pub(crate) endpoint_mode: Option<EndpointMode>,
     /// Number of tasks [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<u64>,

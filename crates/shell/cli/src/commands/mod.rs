@@ -6,6 +6,7 @@
 
 mod image;
 mod logs;
+mod network;
 mod node;
 mod service;
 mod swarm;
@@ -39,6 +40,9 @@ pub(crate) async fn run(build: Build, options: Global, command: Command) -> Resu
             service::run(&mut client::connect(&host).await?, command).await
         }
         Command::Image(command) => image::run(&mut client::connect(&host).await?, command).await,
+        Command::Network(command) => {
+            network::run(&mut client::connect(&host).await?, command).await
+        }
         Command::Info(args) => {
             system::info(&mut client::connect(&host).await?, build, args.format.as_deref()).await
         }

@@ -29,7 +29,7 @@ pub(super) async fn run(daemon: &mut Daemon, command: Command) -> Result<(), Cli
         Command::Ps(args) => ps(daemon, args).await,
         Command::Inspect(args) => inspect(daemon, &args).await,
         Command::Scale(args) => scale(daemon, &args).await,
-        Command::Update(args) => update(daemon, &args).await,
+        Command::Update(mut args) => update(daemon, &mut args).await,
         Command::Rm(args) => rm(daemon, &args).await,
         Command::Logs(args) => logs::run(daemon, &args).await,
     }
@@ -233,7 +233,16 @@ async fn change(
     }
 }
 
-async fn update(daemon: &mut Daemon, args: &Update) -> Result<(), CliError> {
+async fn update(daemon: &mut Daemon, args: &mut Update) -> Result<(), CliError> {
+    // A spec names networks by id.
+    for name in &mut args.network_rm {
+        if types::NetworkId::from_predefined_name(name).is_none() {
+            let request = v1::GetNetworkRequest { r#ref: name.clone(), verbose: false };
+            let found = daemon.control.get_network(request).await?.into_inner();
+            *name = super::id_text(&found.network.unwrap_or_default().id);
+        }
+    }
+    let args = &*args;
     let id = change(daemon, &args.service, |spec| spec::update(spec, args)).await?;
     print_line(&args.service)?;
     wait(daemon, &id, &args.service, &args.waiting).await

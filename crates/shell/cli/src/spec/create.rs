@@ -6,7 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use types::{ContainerSpec, ServiceMode, ServiceSpec, TaskSpec};
+use types::{ContainerSpec, DnsConfig, EndpointSpec, PortSpec, ServiceMode, ServiceSpec, TaskSpec};
 
 use super::apply_common;
 use super::environment;
@@ -34,6 +34,9 @@ pub(crate) fn create(args: &Create) -> Result<ServiceSpec, CliError> {
     let mut task = TaskSpec { container, ..TaskSpec::default() };
     task.placement.constraints.clone_from(&args.constraint);
     task.placement.spread.clone_from(&args.placement_pref);
+    task.networks.clone_from(&args.network);
+    task.container.hosts.clone_from(&args.host);
+    task.container.dns = dns(&args.dns, &args.dns_search, &args.dns_option);
     let mut spec = ServiceSpec {
         name: args.name.clone().unwrap_or_else(random_name),
         labels: labels(&args.label),
@@ -43,8 +46,21 @@ pub(crate) fn create(args: &Create) -> Result<ServiceSpec, CliError> {
         rollback: None,
         endpoint: None,
     };
+    let ports: Vec<PortSpec> = args.publish.iter().flat_map(|one| one.0.clone()).collect();
+    if !ports.is_empty() {
+        spec.endpoint = Some(EndpointSpec { ports, ..EndpointSpec::default() });
+    }
     apply_common(&mut spec, &args.common)?;
     Ok(spec)
+}
+
+fn dns(nameservers: &[String], search: &[String], options: &[String]) -> Option<DnsConfig> {
+    let dns = DnsConfig {
+        nameservers: nameservers.to_vec(),
+        search: search.to_vec(),
+        options: options.to_vec(),
+    };
+    (dns != DnsConfig::default()).then_some(dns)
 }
 
 fn mode(args: &Create) -> Result<ServiceMode, CliError> {

@@ -38,6 +38,9 @@ fn apply_common(spec: &mut ServiceSpec, common: &Common) -> Result<(), CliError>
         task.container.stop_grace = common.stop_grace_period;
     }
     apply_capabilities(spec, common);
+    if let Some(mode) = common.endpoint_mode {
+        spec.endpoint.get_or_insert_default().mode = mode;
+    }
     if let Some(most) = common.replicas_max_per_node {
         if !matches!(spec.mode, ServiceMode::Replicated(_)) {
             return Err(CliError::usage(

@@ -4,7 +4,7 @@
 //! Does not know: the daemon; the spec it starts from has been read before.
 //! Invariant: removals come first, so that `--x-rm A --x-add A` moves A to the end.
 
-use types::{Labels, ServiceMode, ServiceSpec};
+use types::{DnsConfig, Labels, PortProtocol, PortSpec, ServiceMode, ServiceSpec};
 
 use super::{apply_common, environment, insert, set};
 use crate::args::service::Update;
@@ -35,10 +35,33 @@ pub(crate) fn update(spec: &mut ServiceSpec, args: &Update) -> Result<(), CliErr
     environment::merge(&mut container.env, added);
     change_list(&mut task.placement.constraints, &args.constraint_rm, &args.constraint_add);
     change_list(&mut task.placement.spread, &args.placement_pref_rm, &args.placement_pref_add);
+    change_list(&mut container.hosts, &args.host_rm, &args.host_add);
+    let mut dns = container.dns.take().unwrap_or_default();
+    change_list(&mut dns.nameservers, &args.dns_rm, &args.dns_add);
+    change_list(&mut dns.search, &args.dns_search_rm, &args.dns_search_add);
+    change_list(&mut dns.options, &args.dns_option_rm, &args.dns_option_add);
+    container.dns = (dns != DnsConfig::default()).then_some(dns);
+    task.networks.retain(|one| !args.network_rm.contains(&one.target));
+    task.networks.extend(args.network_add.iter().cloned());
     if args.force {
         task.force_update += 1;
     }
+    change_ports(spec, args);
     Ok(())
+}
+
+/// A port is known by its target and protocol; one that is added takes the place of the old one.
+fn change_ports(spec: &mut ServiceSpec, args: &Update) {
+    let added: Vec<PortSpec> = args.publish_add.iter().flat_map(|one| one.0.clone()).collect();
+    let removed = args.publish_rm.iter().flat_map(|one| &one.0);
+    let replaced: Vec<(u16, PortProtocol)> =
+        removed.chain(&added).map(|port| (port.target, port.protocol)).collect();
+    if replaced.is_empty() {
+        return;
+    }
+    let endpoint = spec.endpoint.get_or_insert_default();
+    endpoint.ports.retain(|port| !replaced.contains(&(port.target, port.protocol)));
+    endpoint.ports.extend(added);
 }
 
 fn change_labels(labels: &mut Labels, removed: &[String], added: &[(String, String)]) {

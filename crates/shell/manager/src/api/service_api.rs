@@ -10,7 +10,8 @@ use ports::Clock;
 use ports::store::Store;
 use state::{Change, Snapshot};
 use types::{
-    Fault, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskState, limits,
+    Fault, NetworkId, NodeState, PortProtocol, Service, ServiceId, ServiceMode, ServiceSpec, Task,
+    TaskState, limits,
 };
 use wire::v1;
 
@@ -21,7 +22,7 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         &self,
         request: v1::CreateServiceRequest,
     ) -> Result<v1::CreateServiceResponse, Fault> {
-        let spec = checked(request.spec)?;
+        let spec = checked(&self.store.snapshot(), request.spec)?;
         let id = ServiceId(self.mint());
         self.write(vec![Change::CreateService { id, spec: Arc::new(spec) }]).await?;
         Ok(v1::CreateServiceResponse { id: wire::bytes_of(id.0), warnings: Vec::new() })
@@ -32,7 +33,7 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         request: v1::UpdateServiceRequest,
     ) -> Result<v1::UpdateServiceResponse, Fault> {
         let id = wire::id(&request.id, "id")?;
-        let spec = Arc::new(checked(request.spec)?);
+        let spec = Arc::new(checked(&self.store.snapshot(), request.spec)?);
         let change = Change::UpdateService { id, expect: request.spec_version, spec };
         self.write(vec![change]).await?;
         let view = self.store.snapshot();
@@ -72,7 +73,7 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
     }
 }
 
-fn checked(spec: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Fault> {
+fn checked(view: &Snapshot, spec: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Fault> {
     use prost::Message as _;
     let spec = spec.ok_or_else(|| Fault::invalid("spec", "is missing"))?;
     let bytes = spec.encoded_len();
@@ -83,9 +84,60 @@ fn checked(spec: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Fault> {
             format!("has {bytes} bytes, at most {max} are allowed"),
         ));
     }
-    let spec = ServiceSpec::try_from(spec)?;
+    let mut spec = ServiceSpec::try_from(spec)?;
     spec.check()?;
+    resolve_networks(view, &mut spec)?;
+    check_own_ports(view, &spec)?;
     Ok(spec)
+}
+
+/// Networks are named by people and stored by identity, so that a name may be used again.
+fn resolve_networks(view: &Snapshot, spec: &mut ServiceSpec) -> Result<(), Fault> {
+    let mut seen = Vec::new();
+    for attached in &mut spec.task.networks {
+        let id = match NetworkId::from_predefined_name(&attached.target) {
+            Some(id) => id,
+            None if attached.network().is_some_and(NetworkId::is_predefined) => continue,
+            None => {
+                find::network(view, &attached.target)
+                    .map_err(|fault| Fault { field: "--network".into(), ..fault })?
+                    .id
+            }
+        };
+        if seen.contains(&id) {
+            let message = format!("service is already attached to network {}", attached.target);
+            return Err(Fault::invalid("--network", message));
+        }
+        seen.push(id);
+        attached.target = id.to_string();
+    }
+    Ok(())
+}
+
+/// What the cluster itself listens on is not for services.
+fn check_own_ports(view: &Snapshot, spec: &ServiceSpec) -> Result<(), Fault> {
+    let path = view.cluster().map_or(0, |cluster| cluster.data_path_port);
+    for port in spec.ports() {
+        let number = u32::from(port.published);
+        let used = match port.protocol {
+            PortProtocol::Udp => (number == path).then_some("the data path of the cluster"),
+            PortProtocol::Tcp => {
+                let listens = |node: &Arc<types::Node>| {
+                    let manager = node.manager.as_ref();
+                    let port = manager.and_then(|manager| manager.address.rsplit(':').next());
+                    port.is_some_and(|port| port == number.to_string())
+                };
+                view.nodes().any(listens).then_some("the managers of the cluster")
+            }
+            PortProtocol::Sctp => None,
+        };
+        if let Some(whose) = used.filter(|_| number != 0) {
+            let protocol = port.protocol.name();
+            let message = format!("port {number}/{protocol} is that of {whose}");
+            return Err(Fault::invalid("--publish", message).hint("publish another one"));
+        }
+    }
+    Ok(())
 }
 
 fn service_view(view: &Snapshot, service: &Service) -> v1::ServiceView {
