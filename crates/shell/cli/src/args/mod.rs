@@ -33,7 +33,7 @@ pub(crate) struct Args {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Global {
     /// Daemon to talk to: unix:///path/to/shoal.sock or ssh://[user@]host[:port]
-    #[arg(short = 'H', long, global = true, env = "SHOAL_HOST", value_name = "URL")]
+    #[arg(short = 'H', long, env = "SHOAL_HOST", value_name = "URL")]
     #[arg(default_value = "unix:///run/shoal/shoal.sock", hide_env_values = true)]
     pub(crate) host: String,
 }
