@@ -3,8 +3,9 @@
 //! Owns: routes, neighbours, forwarding entries and filter elements wanted in each namespace of the
 //! node, how new connections are spread, and the smallest change from one state to the next.
 //! Does not know: netlink, nftables' bytes, which namespace lies where.
-//! Invariant: the state wanted depends on the directory and the containers alone, never on the order
-//! of what was learned; only which slot a backend has in a balancer depends on what was before.
+//! Invariant: the state wanted depends on the directory and the containers alone, never on the
+//! order of what was learned; only which slot a backend has in a balancer depends on what was
+//! before.
 
 mod balance;
 mod directory;

@@ -2,8 +2,8 @@
 //!
 //! Owns: a container's namespace and the links between it and ours.
 //! Does not know: what is filtered or balanced.
-//! Invariant: the record is written before the first link is made, so that nothing of a container is
-//! ever without an owner.
+//! Invariant: the record is written before the first link is made, so that nothing of a container
+//! is ever without an owner.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -5,11 +5,11 @@
 //! Invariant: everything of ours carries the instance id, so that two daemons of one machine do not
 //! touch each other's; until the first full directory nothing of an earlier daemon is taken away.
 //!
-//! Each network has a routed namespace of its own, the sandbox: a VXLAN device to the other nodes, a
-//! link to each container, a route to each address, no bridge. New connections to a virtual address
-//! are translated there. The mesh is one more such namespace: the default route of containers, the
-//! ingress network's sandbox, and where published ports are translated. The host itself has one
-//! link and one table.
+//! Each network has a routed namespace of its own, the sandbox: a VXLAN device to the other nodes,
+//! a link to each container, a route to each address, no bridge. New connections to a virtual
+//! address are translated there. The mesh is one more such namespace: the default route of
+//! containers, the ingress network's sandbox, and where published ports are translated. The host
+//! itself has one link and one table.
 
 #![allow(unsafe_code)]
 

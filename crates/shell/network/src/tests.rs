@@ -1,4 +1,4 @@
-//! The data path on hosts in network namespaces of their own, with the kernel's own links and rules.
+//! The data path on hosts in network namespaces of their own, with the kernel's links and rules.
 
 mod lab;
 mod node;

@@ -2,7 +2,7 @@
 //!
 //! Owns: the bytes of nftables' expressions.
 //! Does not know: tables, chains, or what a rule is for.
-//! Invariant: register `n` is the n-th of sixteen 32-bit registers; longer values take the next too.
+//! Invariant: register `n` is the n-th of sixteen 32-bit registers; longer values take more.
 
 use crate::netlink::Message;
 
@@ -146,7 +146,7 @@ impl Rule {
         self.compare(from, 0, value)
     }
 
-    pub(crate) fn is_not(self, from: u32, value: &[u8]) -> Self {
+    pub(crate) fn differs(self, from: u32, value: &[u8]) -> Self {
         self.compare(from, 1, value)
     }
 
@@ -174,7 +174,7 @@ impl Rule {
     }
 
     pub(crate) fn not_in_link(self, name: &str) -> Self {
-        self.meta(Meta::InLink, 0).is_not(0, &padded(name))
+        self.meta(Meta::InLink, 0).differs(0, &padded(name))
     }
 
     pub(crate) fn in_links(self, prefix: &str) -> Self {
@@ -186,7 +186,7 @@ impl Rule {
     }
 
     pub(crate) fn not_out_link(self, name: &str) -> Self {
-        self.meta(Meta::OutLink, 0).is_not(0, &padded(name))
+        self.meta(Meta::OutLink, 0).differs(0, &padded(name))
     }
 
     pub(crate) fn protocol(self, number: u8) -> Self {
@@ -245,7 +245,7 @@ impl Rule {
     }
 
     fn tracked_bits(self, key: Tracked, bits: u32) -> Self {
-        self.tracked(key, 0).mask(0, 0, &bits.to_ne_bytes()).is_not(0, &[0; 4])
+        self.tracked(key, 0).mask(0, 0, &bits.to_ne_bytes()).differs(0, &[0; 4])
     }
 
     pub(crate) fn set_tracked_mark(self, from: u32) -> Self {
@@ -282,11 +282,11 @@ impl Rule {
         fib.is(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
 
-    pub(crate) fn to_destination(self, family: Family, address: u32, port: Option<u32>) -> Self {
+    pub(crate) fn lead_to(self, family: Family, address: u32, port: Option<u32>) -> Self {
         self.translate(1, family, address, port)
     }
 
-    pub(crate) fn to_source(self, family: Family, address: u32) -> Self {
+    pub(crate) fn come_from(self, family: Family, address: u32) -> Self {
         self.translate(0, family, address, None)
     }
 

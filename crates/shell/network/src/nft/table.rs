@@ -2,8 +2,8 @@
 //!
 //! Owns: making a table in one transaction, reading it back, editing elements in batches.
 //! Does not know: what a table is for.
-//! Invariant: the constant part of a table is whole or not there at all; its elements are replaced by
-//! transactions of which a packet sees all or nothing.
+//! Invariant: the constant part of a table is whole or not there at all; its elements are replaced
+//! by transactions of which a packet sees all or nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -76,8 +76,8 @@ impl HostTable<'_> {
     fn publish_rules(&self) -> Vec<Rule> {
         let mut rules = self.time_out_rules(Rule::new);
         let (v4, v6) = (self.links.mesh_v4().octets(), self.links.mesh_v6().octets());
-        rules.push(Rule::of(Family::V4).value(0, &v4).to_destination(Family::V4, 0, None));
-        rules.push(Rule::of(Family::V6).value(0, &v6).to_destination(Family::V6, 0, None));
+        rules.push(Rule::of(Family::V4).value(0, &v4).lead_to(Family::V4, 0, None));
+        rules.push(Rule::of(Family::V6).value(0, &v6).lead_to(Family::V6, 0, None));
         rules
     }
 

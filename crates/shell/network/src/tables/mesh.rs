@@ -1,8 +1,8 @@
 //! The tables of the mesh namespace: published ports, the way back, and who may go where.
 //!
 //! Owns: their rules. Does not know: services, containers.
-//! Invariant: nothing is forwarded but answers, what was translated here, what other nodes send to a
-//! published target of a task of this node, and what tasks send outwards.
+//! Invariant: nothing is forwarded but answers, what was translated here, what other nodes send to
+//! a published target of a task of this node, and what tasks send outwards.
 //!
 //! Only the node that a client came to translates. The node of the task remembers in the mark of
 //! the connection which node that was, and sends answers there: the last bytes of a node's hardware
@@ -64,7 +64,7 @@ fn slot(family: Family, class: u32) -> Rule {
         .service(0)
         .random(class, 2)
         .map(of(family, set::TARGET4, set::TARGET6), 0, 0)
-        .to_destination(family, 0, Some(port))
+        .lead_to(family, 0, Some(port))
 }
 
 fn find(family: Family) -> Rule {

@@ -1,7 +1,7 @@
 //! The table of a network's namespace: virtual addresses.
 //!
 //! Owns: its rules. Does not know: services.
-//! Invariant: all protocols and ports of a virtual address lead to one and the same choice of slots.
+//! Invariant: all protocols and ports of a virtual address lead to the same choice of slots.
 
 use std::net::IpAddr;
 
@@ -42,7 +42,7 @@ fn slot(family: Family, class: u32) -> Rule {
         .destination(family, 0)
         .random(class, family.registers())
         .map(of(family, set::BACKEND4, set::BACKEND6), 0, 0)
-        .to_destination(family, 0, None)
+        .lead_to(family, 0, None)
 }
 
 /// A task that was led to itself sees the gateway, so that its answer comes back here.
@@ -53,5 +53,5 @@ pub(super) fn to_itself(family: Family, gateways: &[IpAddr]) -> Option<Rule> {
         .destination(family, family.registers())
         .within(of(family, set::SELF4, set::SELF6), 0)
         .value(0, &octets(*gateway));
-    Some(rule.to_source(family, 0))
+    Some(rule.come_from(family, 0))
 }

@@ -1,10 +1,15 @@
 //! Several hosts: overlays, virtual addresses, the mesh, repair.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 
 use ports::network::Network;
+use types::DirectoryUpdate;
 
 use super::lab::*;
+use crate::namespace::enter;
+use crate::nft::table::NftSocket;
+use crate::route::RouteSocket;
 
 #[test]
 fn tasks_of_two_hosts_talk_and_a_virtual_address_is_spread() {
@@ -29,6 +34,7 @@ fn tasks_of_two_hosts_talk_and_a_virtual_address_is_spread() {
             seen.insert(ask(&client, (v4(1, 201), 80)).unwrap());
         }
         assert_eq!(seen.len(), 2, "{seen:?}");
+        assert_eq!(ask_udp(&client, (v4(1, 12), 80)).unwrap(), "far 10.0.1.10");
         // What is not there is said at once.
         let begin = std::time::Instant::now();
         assert!(ask(&client, (v4(1, 77), 80)).is_err());
@@ -100,5 +106,68 @@ fn what_a_hand_removed_comes_back() {
         }
         works(lab);
         assert_eq!(lab.hosts[0].path.observe().await.unwrap(), ["client"]);
+    });
+}
+
+#[test]
+fn open_connections_survive_a_change_of_backends() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 0, 11, Some(service));
+        lab.add_task(1, 1, 12, Some(service));
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let near = lab.attach(0, &wanted("near", &[1], 11)).await;
+        let far = lab.attach(1, &wanted("far", &[1], 12)).await;
+        let _near = Server::start(&near.netns, "near", 80);
+        let _far = Server::start(&far.netns, "far", 80);
+        let client = namespace_of(&client.netns);
+        let (mut stream, _) =
+            std::iter::repeat_with(|| connect(&client, (v4(1, 201), 80)).unwrap())
+                .take(100)
+                .find(|(_, text)| text.starts_with("far"))
+                .unwrap();
+        lab.directory.endpoints[2].serving = false;
+        let mut update = DirectoryUpdate::default();
+        update.endpoints.push(lab.directory.endpoints[2].clone());
+        lab.hosts[0].path.update(update).await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(ask(&client, (v4(1, 201), 80)).unwrap(), "near 10.0.1.10");
+        }
+        stream.write_all(b"still here\n").unwrap();
+        assert_eq!(line(&mut stream).unwrap(), "still here");
+    });
+}
+
+#[test]
+fn the_loop_mends_without_being_asked() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        lab.tell_all().await;
+        let path = lab.hosts[0].path.clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn({
+            let path = path.clone();
+            async move { path.run(async { stopped.await.unwrap_or_default() }).await }
+        });
+        let network: types::NetworkId = id(1001);
+        let sandboxes = lab.hosts[0].dir.path().join("sandboxes");
+        let sandbox = namespace_of(&sandboxes.join(network.to_string()));
+        flush(&sandbox);
+        run_in(&sandbox, "ip link del vx");
+        eventually("device and table are back", || {
+            let found = enter(&sandbox, || {
+                let links = RouteSocket::open()?.links()?;
+                let chains = NftSocket::open()?.base_chains()?;
+                Ok(links.iter().any(|link| link.name == "vx") && chains.len() == 2)
+            });
+            found.unwrap()
+        })
+        .await;
+        assert_eq!(path.check(network).await.unwrap(), Vec::<String>::new());
+        stop.send(()).unwrap();
+        running.await.unwrap();
     });
 }
