@@ -181,7 +181,7 @@ impl World {
     fn tell(&mut self) {
         let touched = self.directory.take_touched();
         for (node, (heard, known)) in &mut self.sessions {
-            if touched.contains(node) || !known.own.is_some() {
+            if touched.contains(node) || known.own.is_none() {
                 let update = self.directory.update(&self.view, *node, heard);
                 update.into_iter().for_each(|update| known.take(update));
             }

@@ -14,7 +14,7 @@ use crate::nodes::Nodes;
 /// By port: the nodes that have it taken, and on which address or interface.
 #[derive(Default)]
 pub(crate) struct HostPorts {
-    taken: Option<BTreeMap<(PortProtocol, u16), BTreeMap<usize, Vec<String>>>>,
+    taken: Option<Taken>,
 }
 
 impl HostPorts {

@@ -8,6 +8,7 @@
 mod assign;
 mod beat;
 mod directory;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use self::beat::beat_period;
 use self::directory::{Queue, carry_out};
 use crate::container::{TaskIdentity, TaskNetworking};
 use crate::db::{Batch, DbError, FORMAT, TaskDb};
-use crate::logs::{LogUplink, read_all};
+use crate::logs::LogUplink;
 use crate::session::Choice;
 use crate::task::{Node, TaskLoop, Update, assigned, observed};
 
@@ -41,8 +42,6 @@ use crate::task::{Node, TaskLoop, Update, assigned, observed};
 const UPDATES_MAX: usize = 1_024;
 /// Updates taken in one turn, so that one transaction carries many.
 const UPDATES_PER_TURN: usize = 512;
-/// Log uploads at a time.
-const UPLOADS_MAX: usize = 64;
 /// Wait before containers are looked for again, when that failed at the start.
 const OBSERVE_RETRY: Millis = Millis::from_secs(1);
 
@@ -90,7 +89,7 @@ struct LocalTask {
 enum Connection {
     Waiting { until: Millis },
     Dialling { address: String, dial: BoxFuture<'static, Dialled>, until: Millis },
-    Up(Session),
+    Up(Box<Session>),
 }
 
 type Dialled = Result<Link<NodeMessage, ManagerMessage>, LinkError>;
@@ -390,7 +389,7 @@ where
             Ok(link) => {
                 let now = self.node.clock.monotonic();
                 let heartbeat = types::limits::HEARTBEAT_DEFAULT;
-                self.connection = Connection::Up(Session {
+                self.connection = Connection::Up(Box::new(Session {
                     address,
                     link,
                     heartbeat,
@@ -401,7 +400,7 @@ where
                     inventory_due: true,
                     partial: Vec::new(),
                     directory: None,
-                });
+                }));
                 self.greet();
             }
             Err(error) => {
@@ -560,24 +559,6 @@ where
             })
             .collect();
         self.send(Out::Report(v1::StatusReport { tasks, complete }));
-    }
-
-    fn upload(&mut self, subscription: v1::LogSubscription) {
-        let Connection::Up(session) = &self.connection else { return };
-        let Some(id) = Id::from_bytes(&subscription.id) else { return };
-        if self.uploads.len() >= UPLOADS_MAX {
-            tracing::warn!("too many log uploads, one more refused");
-            return;
-        }
-        let (node, dialer) = (Arc::clone(&self.node), Arc::clone(&self.dialer));
-        let address = session.address.clone();
-        let upload = self.upload_tasks.spawn(async move {
-            let (tx, rx) = mpsc::channel(16);
-            let read = read_all(&node.runtime, subscription, tx);
-            tokio::join!(read, dialer.publish(&address, rx));
-            id
-        });
-        self.uploads.insert(id, upload);
     }
 }
 
