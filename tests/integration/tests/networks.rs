@@ -1,5 +1,6 @@
 //! Networks: names, virtual addresses and published ports, between real containers on real hosts.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
