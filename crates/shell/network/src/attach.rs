@@ -125,8 +125,8 @@ impl Node {
             .map(|binding| (binding.protocol, binding.port))
             .collect();
         let mut all = Vec::new();
-        for port in &wanted.host_ports {
-            let kept = known.host_ports.iter().find(|kept| {
+        for (number, port) in wanted.host_ports.iter().enumerate() {
+            let kept = known.host_ports.get(number).filter(|kept| {
                 (kept.protocol, kept.target, &kept.host) == (port.protocol, port.target, &port.host)
                     && (port.published == 0 || port.published == kept.published)
             });

@@ -35,6 +35,16 @@ pub(crate) enum Kind {
     Container,
 }
 
+impl Kind {
+    /// In a namespace of our own nobody but the kernel makes routes.
+    fn is_ours(&self, protocol: u8) -> bool {
+        match self {
+            Self::Own => protocol != libc::RTPROT_KERNEL,
+            Self::Host { .. } | Self::Container => protocol == PROTOCOL,
+        }
+    }
+}
+
 /// What is watched and filtered.
 #[derive(Debug)]
 struct Filter {
@@ -287,7 +297,7 @@ impl Space {
                 continue;
             }
             for route in self.route.routes(family)? {
-                if route.protocol == PROTOCOL {
+                if self.kind.is_ours(route.protocol) {
                     let to = netplan::RouteTo {
                         link: names.get(&route.link).filter(|_| is_led(&route)).cloned(),
                         via: route.via,

@@ -305,9 +305,13 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start(namespace: &Path, name: &str, port: u16) -> Self {
+        Self::start_in(&namespace_of(namespace), name, port)
+    }
+
+    pub(super) fn start_in(namespace: &OwnedFd, name: &str, port: u16) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let file = std::fs::File::open(namespace).unwrap();
+        let file = namespace.try_clone().unwrap();
         let (tcp, udp) = std::thread::spawn(move || {
             setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
             (TcpListener::bind(("::", port)).unwrap(), UdpSocket::bind(("::", port)).unwrap())

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use ports::network::Network;
-use types::DirectoryUpdate;
+use ports::network::{ContainerNetwork, Network};
+use types::{DirectoryUpdate, NetworkId};
 
 use super::lab::*;
 use crate::namespace::enter;
@@ -35,6 +35,9 @@ fn tasks_of_two_hosts_talk_and_a_virtual_address_is_spread() {
         }
         assert_eq!(seen.len(), 2, "{seen:?}");
         assert_eq!(ask_udp(&client, (v4(1, 12), 80)).unwrap(), "far 10.0.1.10");
+        assert_eq!(ask(&client, (v6(1, 11), 80)).unwrap(), "near fd99:0:0:1::a");
+        assert_eq!(ask_udp(&client, (v6(1, 12), 80)).unwrap(), "far fd99:0:0:1::a");
+        assert!(ask(&client, (v6(1, 201), 80)).unwrap().ends_with(" fd99:0:0:1::a"));
         // What is not there is said at once.
         let begin = std::time::Instant::now();
         assert!(ask(&client, (v4(1, 77), 80)).is_err());
@@ -82,7 +85,7 @@ fn what_a_hand_removed_comes_back() {
         let sandbox = |host: usize, name: String| {
             namespace_of(&lab.hosts[host].dir.path().join("sandboxes").join(name))
         };
-        let network: types::NetworkId = id(1001);
+        let network: NetworkId = id(1001);
         for host in 0..2 {
             let overlay = sandbox(host, network.to_string());
             let mesh = sandbox(host, "mesh".to_owned());
@@ -152,7 +155,7 @@ fn the_loop_mends_without_being_asked() {
             let path = path.clone();
             async move { path.run(async { stopped.await.unwrap_or_default() }).await }
         });
-        let network: types::NetworkId = id(1001);
+        let network: NetworkId = id(1001);
         let sandboxes = lab.hosts[0].dir.path().join("sandboxes");
         let sandbox = namespace_of(&sandboxes.join(network.to_string()));
         flush(&sandbox);
@@ -169,5 +172,98 @@ fn the_loop_mends_without_being_asked() {
         assert_eq!(path.check(network).await.unwrap(), Vec::<String>::new());
         stop.send(()).unwrap();
         running.await.unwrap();
+    });
+}
+
+#[test]
+fn a_task_comes_to_itself_by_its_services_address() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 11, Some(service));
+        lab.tell_all().await;
+        let own = lab.attach(0, &wanted("own", &[1], 11)).await;
+        let _own = Server::start(&own.netns, "own", 80);
+        let from = namespace_of(&own.netns);
+        assert_eq!(ask(&from, (v4(1, 201), 80)).unwrap(), "own 10.0.1.1");
+        assert_eq!(ask(&from, (v6(1, 201), 80)).unwrap(), "own fd99:0:0:1::1");
+        assert_eq!(ask_udp(&from, (v4(1, 201), 80)).unwrap(), "own 10.0.1.1");
+    });
+}
+
+#[test]
+fn a_task_on_two_networks_has_both_in_order_and_the_mesh_last() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_network(2);
+        for network in [1, 2] {
+            lab.add_task(network, 0, 10 + network, None);
+            lab.add_task(network, 1, 20 + network, None);
+        }
+        lab.tell_all().await;
+        let both = ContainerNetwork {
+            hosts: vec!["db:10.1.2.3".into(), "me=host-gateway".into(), "six:[fd00::1]".into()],
+            ..wanted("both", &[2, 1], 11)
+        };
+        let mut both = both;
+        both.attachments[0].v4 = "10.0.2.12".parse().ok();
+        both.attachments[0].v6 = "fd99:0:0:2::c".parse().ok();
+        let attached = lab.attach(0, &both).await;
+        let one = lab.attach(1, &wanted("one", &[1], 21)).await;
+        let two = lab.attach(1, &wanted("two", &[2], 22)).await;
+        let _servers = [Server::start(&one.netns, "one", 80), Server::start(&two.netns, "two", 80)];
+        let from = namespace_of(&attached.netns);
+        assert_eq!(ask(&from, (v4(1, 21), 80)).unwrap(), "one 10.0.1.11");
+        assert_eq!(ask(&from, (v4(2, 22), 80)).unwrap(), "two 10.0.2.12");
+        let text = |line: &str| run_in(&from, line);
+        assert!(text("ip -4 -o addr show dev eth0").contains("10.0.2.12/24"));
+        assert!(text("ip -4 -o addr show dev eth0").contains("noprefixroute"));
+        assert!(text("ip -4 -o addr show dev eth1").contains("10.0.1.11/24"));
+        assert!(text("ip route show default").contains("dev eth2"));
+        assert!(text("ip route get 10.0.1.99").contains("via 10.0.1.1 dev eth1"));
+        // The node has no way out for IPv6, so the container has none either.
+        assert_eq!(text("ip -6 route show default"), "");
+        let (gateway, _) = attached.hosts[3];
+        assert_eq!(attached.hosts[0], (v4(2, 12), "both".to_owned()));
+        assert_eq!(attached.hosts[1], (v6(2, 12), "both".to_owned()));
+        assert_eq!(attached.hosts[2], ("10.1.2.3".parse().unwrap(), "db".to_owned()));
+        assert_eq!(attached.hosts[4], ("fd00::1".parse().unwrap(), "six".to_owned()));
+        let _host = Server::start_in(&lab.hosts[0].namespace, "host", 7000);
+        assert!(ask(&from, (gateway, 7000)).unwrap().starts_with("host "));
+    });
+}
+
+#[test]
+fn more_backends_than_a_class_of_its_own_are_all_reached() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        for number in 20..100 {
+            lab.add_task(1, 0, number, Some(service));
+        }
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        // One container with all the addresses stands for eighty.
+        let all = lab.attach(0, &wanted("all", &[1], 20)).await;
+        let sandbox =
+            lab.hosts[0].dir.path().join("sandboxes").join(id::<NetworkId>(1001).to_string());
+        let link = {
+            let node = lab.hosts[0].path.inner.node();
+            node.planner.containers()["all"].links[0].link.clone()
+        };
+        for number in 21..100 {
+            run_in(&namespace_of(&all.netns), &format!("ip addr add 10.0.1.{number}/32 dev eth0"));
+            run_in(
+                &namespace_of(&sandbox),
+                &format!("ip route add 10.0.1.{number}/32 via 10.0.1.20 dev {link} onlink"),
+            );
+        }
+        let _server = Server::start(&all.netns, "all", 80);
+        let client = namespace_of(&client.netns);
+        for _ in 0..300 {
+            assert_eq!(ask(&client, (v4(1, 201), 80)).unwrap(), "all 10.0.1.10");
+        }
+        assert!(lab.hosts[0].path.repair().await.unwrap() >= 79, "what a hand added goes");
     });
 }

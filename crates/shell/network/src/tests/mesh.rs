@@ -1,0 +1,299 @@
+//! Published ports: from everywhere, over both families and protocols; and what stays closed.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ports::network::{ContainerNetwork, HostPort, Network};
+use types::{PortBinding, PortProtocol};
+
+use super::lab::*;
+use crate::namespace::enter;
+
+/// A service on port 8080 whose one task is on the second host.
+async fn published(lab: &mut Lab) -> (Server, std::path::PathBuf) {
+    lab.add_network(INGRESS);
+    let service = lab.add_service(INGRESS, 1, &[(8080, 80)]);
+    lab.add_task(INGRESS, 1, 20, Some(service));
+    lab.tell_all().await;
+    let web = lab.attach(1, &wanted("web", &[INGRESS], 20)).await;
+    (Server::start(&web.netns, "web", 80), web.netns)
+}
+
+#[test]
+fn the_clients_address_is_seen_over_both_families_and_protocols() {
+    in_lab(2, async |lab| {
+        let _web = published(lab).await;
+        let (v4, v6) = ("web 192.0.2.100", "web fd12::100");
+        for number in [11, 12] {
+            for (to, answer) in [(host_v4(number), v4), (host_v6(number), v6)] {
+                assert_eq!(ask(&lab.client, (to, 8080)).unwrap(), answer, "tcp through {to}");
+                assert_eq!(ask_udp(&lab.client, (to, 8080)).unwrap(), answer, "udp through {to}");
+            }
+        }
+        // Many bytes come whole, through a node without tasks.
+        let (mut stream, _) = connect(&lab.client, (host_v4(11), 8080)).unwrap();
+        io::Write::write_all(&mut stream, &[b'x'; 40]).unwrap();
+        io::Write::write_all(&mut stream, b"\n").unwrap();
+        assert_eq!(line(&mut stream).unwrap().len(), 40);
+    });
+}
+
+#[test]
+fn the_node_itself_and_containers_reach_published_ports() {
+    in_lab(2, async |lab| {
+        let (_web, own) = published(lab).await;
+        for host in &lab.hosts {
+            let here = &host.namespace;
+            assert!(ask(here, (Ipv4Addr::LOCALHOST.into(), 8080)).unwrap().starts_with("web "));
+            let answer = ask(here, (host.address, 8080)).unwrap();
+            assert_eq!(answer, format!("web {}", host.address));
+            let v6 = host_v6(10 + host.number as u16);
+            assert_eq!(ask(here, (v6, 8080)).unwrap(), format!("web {v6}"));
+        }
+        // A container without networks, on either host, at both nodes' addresses.
+        for host in 0..2 {
+            let client = lab.attach(host, &plain("client")).await;
+            let from = namespace_of(&client.netns);
+            for number in [11, 12] {
+                let answer = ask(&from, (host_v4(number), 8080)).unwrap();
+                assert!(answer.starts_with("web "), "{answer}");
+            }
+            let nobody = ask(&from, (Ipv4Addr::LOCALHOST.into(), 8080));
+            assert_eq!(nobody.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+        // The only backend comes to itself.
+        for number in [11, 12] {
+            for to in [host_v4(number), host_v6(number)] {
+                let answer = ask(&namespace_of(&own), (to, 8080)).unwrap();
+                assert!(answer.starts_with("web "), "{answer} through {to}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_not_published_stays_closed() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_network(2);
+        let (_web, netns) = published(lab).await;
+        let _hidden = Server::start(&netns, "hidden", 81);
+        lab.add_task(1, 0, 30, None);
+        lab.add_task(2, 0, 31, None);
+        lab.add_task(2, 1, 32, None);
+        lab.tell_all().await;
+        let near = lab.attach(1, &wanted("near", &[INGRESS], 21)).await;
+        let far = lab.attach(0, &wanted("far", &[INGRESS], 22)).await;
+        let one = lab.attach(0, &wanted("one", &[1], 30)).await;
+        let two = lab.attach(0, &wanted("two", &[2], 31)).await;
+        let three = lab.attach(1, &wanted("three", &[2], 32)).await;
+        let _servers =
+            [Server::start(&two.netns, "two", 80), Server::start(&three.netns, "three", 80)];
+        // A task's mesh address is nobody's business, on the same node and across nodes.
+        for from in [&near, &far] {
+            for (port, to) in [(80, v4(INGRESS, 20)), (81, v4(INGRESS, 20)), (81, v6(INGRESS, 20))]
+            {
+                let answer = ask(&namespace_of(&from.netns), (to, port));
+                assert!(answer.is_err(), "{to}:{port} answered {answer:?}");
+            }
+        }
+        // Nor is another network.
+        for to in [v4(2, 31), v6(2, 31), v4(2, 32), v6(2, 32)] {
+            let answer = ask(&namespace_of(&one.netns), (to, 80));
+            assert!(answer.is_err(), "{to} answered {answer:?}");
+        }
+        // A host on the wire has no way in but the published port, even with a route.
+        let host = lab.hosts[1].address;
+        run_in(&lab.client, &format!("ip route add 10.0.9.0/24 via {host}"));
+        run_in(&lab.client, &format!("ip route add 172.16.0.0/12 via {host}"));
+        for to in [v4(INGRESS, 20), "172.30.240.2".parse().unwrap()] {
+            assert!(ask(&lab.client, (to, 81)).is_err());
+        }
+        assert_eq!(ask(&lab.client, (host, 8080)).unwrap(), "web 192.0.2.100");
+    });
+}
+
+#[test]
+fn a_forged_source_and_a_forged_node_are_dropped() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 1, 12, None);
+        lab.tell_all().await;
+        let one = lab.attach(0, &wanted("one", &[1], 10)).await;
+        let two = lab.attach(1, &wanted("two", &[1], 12)).await;
+        let heard = enter(&namespace_of(&two.netns), || {
+            let socket = UdpSocket::bind("[::]:9")?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok(socket)
+        })
+        .unwrap();
+        let hears = || heard.recv_from(&mut [0; 64]).is_ok();
+        let frame = frame(1, 2);
+        let packet = vxlan(4097, &frame);
+        let to = lab.hosts[1].address;
+        // From a node of the network it arrives, so the packet is a good one.
+        eventually("a member's packet arrives", || {
+            send_udp(&lab.hosts[0].namespace, &packet, (to, 4789));
+            hears()
+        })
+        .await;
+        send_udp(&lab.client, &packet, (to, 4789));
+        assert!(!hears(), "a stranger's packet");
+        // A member of another network only is a stranger too.
+        lab.add_network(2);
+        let mut told = lab.told(1);
+        told.peers.retain(|peer| peer.network != id(1001));
+        lab.hosts[1].path.update(told).await.unwrap();
+        send_udp(&lab.hosts[0].namespace, &packet, (to, 4789));
+        assert!(!hears(), "a packet of a node that is not on this network");
+        lab.hosts[1].path.update(lab.told(1)).await.unwrap();
+        // No container pretends to be a node.
+        send_udp(&namespace_of(&one.netns), &packet, (to, 4789));
+        assert!(!hears(), "a container's packet");
+        // Nor another container: the answer would go there.
+        run_in(&namespace_of(&one.netns), "ip addr add 10.0.1.77/32 dev eth0");
+        let begin = Instant::now();
+        enter(&namespace_of(&one.netns), || {
+            let socket = UdpSocket::bind("10.0.1.77:0")?;
+            socket.send_to(b"x", "10.0.1.12:9").map(drop)
+        })
+        .unwrap();
+        assert!(!hears(), "a forged source");
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+fn an_internal_network_has_no_way_out() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        lab.directory.networks[0].internal = true;
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 0, 11, None);
+        lab.tell_all().await;
+        let one = lab.attach(0, &wanted("one", &[1], 10)).await;
+        let two = lab.attach(0, &wanted("two", &[1], 11)).await;
+        let _server = Server::start(&two.netns, "two", 80);
+        let host = lab.hosts[0].namespace.try_clone().unwrap();
+        let _beyond = Server::start_in(&lab.client, "beyond", 80);
+        let _host = Server::start_in(&host, "host", 80);
+        let from = namespace_of(&one.netns);
+        assert_eq!(ask(&from, (v4(1, 11), 80)).unwrap(), "two 10.0.1.10");
+        for to in [host_v4(100), host_v4(11)] {
+            assert!(ask(&from, (to, 80)).is_err(), "{to}");
+        }
+    });
+}
+
+#[test]
+fn host_ports_lead_to_their_container_and_bound_ones_from_one_address() {
+    in_lab(1, async |lab| {
+        lab.add_network(INGRESS);
+        lab.tell_all().await;
+        run_in(&lab.hosts[0].namespace, "ip addr add 192.0.2.50/24 dev eth0");
+        let port = |published, host: &str| HostPort {
+            protocol: PortProtocol::Tcp,
+            target: 80,
+            published,
+            host: host.to_owned(),
+        };
+        let asked = ContainerNetwork {
+            host_ports: vec![
+                port(9000, ""),
+                port(9001, "192.0.2.50"),
+                port(0, ""),
+                port(9002, "lo"),
+            ],
+            ..plain("web")
+        };
+        let path = &lab.hosts[0].path;
+        let attached = path.attach(&asked).await.unwrap();
+        let chosen = attached.host_ports[2].published;
+        assert_ne!(chosen, 0);
+        assert_eq!(path.attach(&asked).await.unwrap(), attached, "chosen once");
+        let _web = Server::start(&attached.netns, "web", 80);
+        let answer = |from, address, port| ask(from, (address, port));
+        for port in [9000, chosen] {
+            assert_eq!(answer(&lab.client, host_v4(11), port).unwrap(), "web 192.0.2.100");
+        }
+        assert_eq!(answer(&lab.client, host_v6(11), 9000).unwrap(), "web fd12::100");
+        assert_eq!(answer(&lab.client, host_v4(50), 9001).unwrap(), "web 192.0.2.100");
+        assert!(answer(&lab.client, host_v4(11), 9001).is_err());
+        assert!(answer(&lab.client, host_v4(11), 9002).is_err());
+        let here = &lab.hosts[0].namespace;
+        assert!(answer(here, Ipv4Addr::LOCALHOST.into(), 9002).is_ok());
+        // Another container cannot have the same.
+        let again = ContainerNetwork { host_ports: vec![port(9000, "")], ..plain("other") };
+        let refused = path.attach(&again).await.unwrap_err().to_string();
+        assert!(refused.contains("9000/tcp"), "{refused}");
+        path.detach("web").await.unwrap();
+        assert!(answer(&lab.client, host_v4(11), 9000).is_err());
+        assert!(path.reservations().borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_port_that_somebody_else_holds_is_not_published() {
+    in_lab(2, async |lab| {
+        let _web = published(lab).await;
+        let path = lab.hosts[0].path.clone();
+        let binding = |protocol| PortBinding { protocol, port: 8080, address: None };
+        let both: BTreeSet<PortBinding> =
+            [PortProtocol::Tcp, PortProtocol::Udp].map(binding).into_iter().collect();
+        assert_eq!(*path.reservations().borrow(), both);
+        let _own = Server::start_in(&lab.hosts[0].namespace, "own", 8080);
+        path.set_unavailable([binding(PortProtocol::Tcp)].into()).await.unwrap();
+        assert_eq!(ask(&lab.client, (host_v4(11), 8080)).unwrap(), "own 192.0.2.100");
+        assert_eq!(ask_udp(&lab.client, (host_v4(11), 8080)).unwrap(), "web 192.0.2.100");
+        assert_eq!(ask(&lab.client, (host_v4(12), 8080)).unwrap(), "web 192.0.2.100");
+        path.set_unavailable(BTreeSet::new()).await.unwrap();
+        assert_eq!(ask(&lab.client, (host_v4(11), 8080)).unwrap(), "web 192.0.2.100");
+    });
+}
+
+fn plain(id: &str) -> ContainerNetwork {
+    ContainerNetwork { id: id.to_owned(), hostname: id.to_owned(), ..ContainerNetwork::default() }
+}
+
+fn host_v4(number: u16) -> IpAddr {
+    [192, 0, 2, number as u8].into()
+}
+
+/// Written as the decimal number is, as the lab does it.
+fn host_v6(number: u16) -> IpAddr {
+    format!("fd12::{number}").parse().unwrap()
+}
+
+fn send_udp(from: &std::os::fd::OwnedFd, bytes: &[u8], to: (IpAddr, u16)) {
+    let bytes = bytes.to_vec();
+    enter(from, move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.send_to(&bytes, to).map(drop)
+    })
+    .unwrap();
+}
+
+/// An Ethernet frame between two nodes: a datagram from 10.0.1.10 to port 9 of 10.0.1.12.
+fn frame(from: u32, to: u32) -> Vec<u8> {
+    let mut frame = netplan::node_hardware(to).to_vec();
+    frame.extend(netplan::node_hardware(from));
+    frame.extend([8, 0]);
+    let mut ip = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 1, 10, 10, 0, 1, 12];
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(ip);
+    // Without a checksum, as UDP allows it.
+    frame.extend([0x30, 0x39, 0, 9, 0, 9, 0, 0, b'x']);
+    frame
+}
+
+fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
+    let [_, a, b, c] = vni.to_be_bytes();
+    let mut packet = vec![8, 0, 0, 0, a, b, c, 0];
+    packet.extend(frame);
+    packet
+}
