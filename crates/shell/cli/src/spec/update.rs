@@ -4,7 +4,7 @@
 //! Does not know: the daemon; the spec it starts from has been read before.
 //! Invariant: removals come first, so that `--x-rm A --x-add A` moves A to the end.
 
-use types::{DnsConfig, Labels, PortProtocol, PortSpec, ServiceMode, ServiceSpec};
+use types::{DnsConfig, Labels, PortSpec, ServiceMode, ServiceSpec};
 
 use super::{apply_common, environment, insert, set};
 use crate::args::service::Update;
@@ -50,17 +50,16 @@ pub(crate) fn update(spec: &mut ServiceSpec, args: &Update) -> Result<(), CliErr
     Ok(())
 }
 
-/// A port is known by its target and protocol; one that is added takes the place of the old one.
+/// What is removed is known by its target, protocol and mode, as docker's.
 fn change_ports(spec: &mut ServiceSpec, args: &Update) {
+    let key = |port: &PortSpec| (port.target, port.protocol, port.mode);
+    let removed: Vec<_> = args.publish_rm.iter().flat_map(|one| &one.0).map(key).collect();
     let added: Vec<PortSpec> = args.publish_add.iter().flat_map(|one| one.0.clone()).collect();
-    let removed = args.publish_rm.iter().flat_map(|one| &one.0);
-    let replaced: Vec<(u16, PortProtocol)> =
-        removed.chain(&added).map(|port| (port.target, port.protocol)).collect();
-    if replaced.is_empty() {
+    if removed.is_empty() && added.is_empty() {
         return;
     }
     let endpoint = spec.endpoint.get_or_insert_default();
-    endpoint.ports.retain(|port| !replaced.contains(&(port.target, port.protocol)));
+    endpoint.ports.retain(|port| !removed.contains(&key(port)) && !added.contains(port));
     endpoint.ports.extend(added);
 }
 
@@ -117,6 +116,28 @@ mod tests {
         };
         let mut spec = before();
         update(&mut spec, &args).map(|()| spec)
+    }
+
+    #[test]
+    fn ports_are_added_beside_others_and_removed_by_target_protocol_and_mode() {
+        let published = |line: &str| {
+            let args = format!("{line} web");
+            let words = ["shoal", "service", "update"].into_iter().chain(args.split_whitespace());
+            let args = Args::try_parse_from(words).unwrap();
+            let Command::Service(Service::Update(args)) = args.command else {
+                panic!("not a service update")
+            };
+            let mut spec = after("--publish-add 8080:80 web").unwrap();
+            update(&mut spec, &args).unwrap();
+            let ports = spec.endpoint.unwrap().ports;
+            ports.iter().map(|port| (port.published, port.target)).collect::<Vec<_>>()
+        };
+        assert_eq!(published("--publish-add 9090:80"), [(8080, 80), (9090, 80)]);
+        assert_eq!(published("--publish-add 8080:80"), [(8080, 80)]);
+        assert_eq!(published("--publish-rm 80"), []);
+        assert_eq!(published("--publish-rm 80/udp"), [(8080, 80)]);
+        assert_eq!(published("--publish-rm target=80,mode=host"), [(8080, 80)]);
+        assert_eq!(published("--publish-rm 80 --publish-add 81:80"), [(81, 80)]);
     }
 
     #[test]
