@@ -16,6 +16,6 @@ mod task;
 pub use cluster::{ClusterFacts, cluster, cluster_spec};
 pub use network::{PREDEFINED, network};
 pub use node::{NodeFacts, node, tls_status};
-pub use service::{ServiceFacts, service};
+pub use service::{ServiceFacts, published_ports, service};
 pub use spec::service_spec;
 pub use task::{TaskFacts, task};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use types::{Service, UpdateState, UpdateStatus};
 
 use crate::json::{Object, time};
-use crate::spec::{endpoint, service_spec};
+use crate::spec::{endpoint, port, service_spec};
 
 /// What is known of a service besides its record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,14 +40,42 @@ pub fn service(service: &Service, facts: ServiceFacts) -> Value {
         .meta(&service.meta)
         .with("Spec", service_spec(&service.spec))
         .filled("PreviousSpec", service.previous.as_deref().map(service_spec))
-        .with(
-            "Endpoint",
-            json!({ "Spec": service.spec.endpoint.as_ref().map_or(json!({}), endpoint) }),
-        )
+        .with("Endpoint", given(service))
         .filled("UpdateStatus", service.update.as_ref().map(update_status))
         .with("ServiceStatus", status)
         .filled("Reasons", reasons)
         .build()
+}
+
+/// What was asked for and what was given.
+fn given(service: &Service) -> Value {
+    let asked = service.spec.endpoint.as_ref().map_or(json!({}), endpoint);
+    let object = Object::new().with("Spec", asked);
+    let Some(given) = service.endpoint.as_deref() else { return object.build() };
+    let ports: Vec<Value> = given.ports.iter().map(port).collect();
+    let vips: Vec<Value> = given
+        .vips
+        .iter()
+        .flat_map(|vip| {
+            let network = vip.network.to_string();
+            let addresses: Vec<String> = vip.addresses().map(|a| a.to_string()).collect();
+            addresses
+                .into_iter()
+                .map(move |address| json!({ "NetworkID": network.clone(), "Addr": address }))
+        })
+        .collect();
+    object.filled("Ports", ports).filled("VirtualIPs", vips).build()
+}
+
+/// Ports of the mesh as a list shows them: `*:8080->80/tcp, *:53->53/udp`.
+#[must_use]
+pub fn published_ports(service: &Service) -> String {
+    let given = service.endpoint.iter().flat_map(|endpoint| endpoint.mesh_ports());
+    let text = |port: &types::PortSpec| {
+        let host = if port.host.is_empty() { "*" } else { &port.host };
+        format!("{host}:{}->{}/{}", port.published, port.target, port.protocol.name())
+    };
+    given.map(text).collect::<Vec<_>>().join(", ")
 }
 
 fn update_status(status: &UpdateStatus) -> Value {

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use types::{
-    ContainerSpec, EndpointSpec, FailureAction, Healthcheck, Mount, Placement, Resources,
+    ContainerSpec, EndpointSpec, FailureAction, Healthcheck, Mount, Placement, PortSpec, Resources,
     RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
@@ -225,20 +225,18 @@ fn update(config: &UpdateConfig) -> Value {
         .build()
 }
 
+pub(crate) fn port(port: &PortSpec) -> Value {
+    Object::new()
+        .filled("Name", port.name.as_str())
+        .with("Protocol", port.protocol.name())
+        .with("TargetPort", port.target)
+        .filled("PublishedPort", port.published)
+        .with("PublishMode", port.mode.name())
+        .filled("HostAddress", port.host.as_str())
+        .build()
+}
+
 pub(crate) fn endpoint(endpoint: &EndpointSpec) -> Value {
-    let ports: Vec<Value> = endpoint
-        .ports
-        .iter()
-        .map(|port| {
-            Object::new()
-                .filled("Name", port.name.as_str())
-                .with("Protocol", port.protocol.name())
-                .with("TargetPort", port.target)
-                .filled("PublishedPort", port.published)
-                .with("PublishMode", port.mode.name())
-                .filled("HostAddress", port.host.as_str())
-                .build()
-        })
-        .collect();
+    let ports: Vec<Value> = endpoint.ports.iter().map(port).collect();
     Object::new().filled("Mode", endpoint.mode.name()).filled("Ports", ports).build()
 }

@@ -47,7 +47,17 @@ pub fn task(task: &Task, facts: TaskFacts<'_>) -> Value {
         .filled("NodeID", task.node.map(|node| node.to_string()))
         .with("Status", shown)
         .with("DesiredState", task.desired.name())
+        .filled("NetworksAttachments", attachments(task))
         .build()
+}
+
+/// Where it is attached, with its addresses; the ingress network last.
+fn attachments(task: &Task) -> Vec<Value> {
+    let one = |held: &types::Attachment| {
+        let addresses: Vec<String> = held.addresses().map(|address| address.to_string()).collect();
+        json!({ "Network": { "ID": held.network.to_string() }, "Addresses": addresses })
+    };
+    task.network.iter().flat_map(|network| network.all()).map(one).collect()
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl Shown {
             "Mode": spec.mode.name().replace('-', " "),
             "Replicas": self.replicas(),
             "Image": if in_full { image.clone() } else { undigested(image) },
-            "Ports": "",
+            "Ports": view::published_ports(&self.service),
             "Reason": reasons.join("; "),
         }))
     }

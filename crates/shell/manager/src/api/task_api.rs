@@ -78,10 +78,14 @@ pub(super) fn task_view(view: &Snapshot, task: &Task) -> v1::TaskView {
     let node = task.node.and_then(|id| view.node(id));
     let revision = view.revision(task.service, task.revision);
     let waits = task.status.state < TaskState::Assigned;
-    let scheduler = Author::Scheduler.name();
+    // Before it is admitted it waits for the network, after that for a place.
+    let decider = match task.status.state {
+        TaskState::New => Author::Allocator,
+        _ => Author::Scheduler,
+    };
     let reason = service
         .filter(|_| waits)
-        .and_then(|service| service.reasons.iter().find(|reason| reason.decider == scheduler));
+        .and_then(|s| s.reasons.iter().find(|reason| reason.decider == decider.name()));
     v1::TaskView {
         task: Some(task.into()),
         service_name: service.map_or_else(String::new, |service| service.spec.name.clone()),
