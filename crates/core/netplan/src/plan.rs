@@ -77,6 +77,8 @@ pub struct Planner {
     /// Of the host's links.
     node_addresses: BTreeMap<String, Vec<IpAddr>>,
     unavailable: BTreeSet<PortBinding>,
+    /// Addresses that get no new connections any more, and where they did.
+    departed: Vec<(Scope, IpAddr)>,
 }
 
 /// Changes of each namespace.
@@ -95,7 +97,14 @@ impl Planner {
             containers: BTreeMap::new(),
             node_addresses: BTreeMap::new(),
             unavailable: BTreeSet::new(),
+            departed: Vec::new(),
         }
+    }
+
+    /// Addresses that updates took out of the balancers, and the namespaces where they were. Flows
+    /// without an end are to be forgotten there.
+    pub fn take_departed(&mut self) -> Vec<(Scope, IpAddr)> {
+        std::mem::take(&mut self.departed)
     }
 
     #[must_use]
@@ -316,10 +325,14 @@ impl Planner {
     ) -> (BTreeSet<(NetworkId, ServiceId)>, BTreeSet<TaskId>) {
         let mut services: BTreeSet<(NetworkId, ServiceId)> = BTreeSet::new();
         let mut tasks = BTreeSet::new();
+        let mut departed = Vec::new();
         for (network, task) in &update.removed_endpoints {
             let Some((scope, table, fabric)) = self.side(*network) else { continue };
             let Some(gone) = table.remove_endpoint(*task) else { continue };
             fabric.remove_remote(&gone, all.entry(scope).or_default());
+            if gone.serving {
+                departed.extend(addresses(gone.v4, gone.v6).map(|a| (scope, a)));
+            }
             services.extend(gone.service.map(|service| (*network, service)));
             tasks.insert(*task);
         }
@@ -340,12 +353,16 @@ impl Planner {
                 if (before.v4, before.v6, before.number) != (part.v4, part.v6, part.number) {
                     fabric.remove_remote(&before, changes);
                 }
+                if before.serving && !part.serving {
+                    departed.extend(addresses(before.v4, before.v6).map(|a| (scope, a)));
+                }
                 services.extend(before.service.map(|service| (part.network, service)));
             }
             fabric.add_remote(part, changes);
             services.extend(part.service.map(|service| (part.network, service)));
             tasks.insert(part.task);
         }
+        self.departed.extend(departed);
         if let Some(table) = &self.ingress {
             let id = table.part.id;
             let touched = services.iter().filter(|(network, _)| *network == id);

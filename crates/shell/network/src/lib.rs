@@ -16,6 +16,7 @@
 mod attach;
 mod conditions;
 mod container;
+mod drain;
 mod names;
 mod namespace;
 mod netlink;
@@ -29,6 +30,7 @@ mod space;
 mod survey;
 mod sysctl;
 mod tables;
+mod tracking;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -233,7 +235,25 @@ impl Network for DataPath {
         self.with("attach the task to the network", move |node| node.attach(&wanted)).await
     }
 
-    async fn drain(&self, _id: &str, _limit: Drain) {}
+    async fn drain(&self, id: &str, limit: Drain) {
+        let begun = tokio::time::Instant::now();
+        let (least, most) = (begun + limit.min.as_duration(), begun + limit.max.as_duration());
+        let most = most.max(least);
+        let mut looks = tokio::time::interval(DRAIN_PERIOD);
+        loop {
+            let now = looks.tick().await;
+            let id = id.to_owned();
+            let open = self.with("look at connections", move |n| n.open_connections(&id)).await;
+            // What cannot be counted is waited for as if it were open.
+            if now >= most || (now >= least && open == Ok(0)) {
+                break;
+            }
+        }
+        let owned = id.to_owned();
+        if let Err(error) = self.with("forget flows", move |n| n.forget_flows(&owned)).await {
+            tracing::warn!(container.id = id, %error, "datagrams may go on to who has left");
+        }
+    }
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         check_id(id)?;
@@ -268,6 +288,9 @@ async fn blocking<T: Send + 'static>(
 
 /// How soon somebody else's change is noticed.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
+
+/// How soon the end of the last connection is noticed.
+const DRAIN_PERIOD: Duration = Duration::from_millis(100);
 
 /// One of so many looks compares everything, noticed or not.
 const LOOKS_PER_COMPARISON: u32 = 10;

@@ -144,6 +144,8 @@ impl Node {
         }
         self.heard_full |= update.full;
         self.carry_out(changes, &whole)?;
+        let departed = self.planner.take_departed();
+        self.forget(departed)?;
         self.remove_stale_sandboxes()
     }
 

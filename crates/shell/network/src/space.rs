@@ -101,6 +101,11 @@ impl Space {
         self.filter.as_mut().map(|filter| &mut filter.socket)
     }
 
+    /// For questions about tracked connections.
+    pub(crate) fn tracking(&mut self) -> Option<&mut Socket> {
+        self.filter.as_mut().map(|filter| filter.socket.raw())
+    }
+
     /// Number of a link by name; `None`: it is not there.
     pub(crate) fn index(&mut self, name: &str) -> io::Result<Option<u32>> {
         if !self.links.contains_key(name) {

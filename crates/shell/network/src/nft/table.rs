@@ -247,6 +247,11 @@ impl NftSocket {
         Ok(Self(Socket::open(libc::NETLINK_NETFILTER)?))
     }
 
+    /// For what else netfilter is asked.
+    pub(crate) fn raw(&mut self) -> &mut Socket {
+        &mut self.0
+    }
+
     /// Grows with every transaction of anybody in the namespace.
     pub(crate) fn generation(&mut self) -> io::Result<u32> {
         let answer = self.0.ask(message(GET_GENERATION, 0, 0))?;
