@@ -180,7 +180,13 @@ impl Node {
                 Some(changes) if known && !whole.contains(&scope) => {
                     self.space(scope).map_or(Ok(()), |space| space.apply(changes))
                 }
-                _ => self.repair_scope(scope).map(drop),
+                _ => {
+                    // The changes are not carried out one by one, so nothing is as it was.
+                    if let Some(space) = self.space(scope) {
+                        space.doubt();
+                    }
+                    self.repair_scope(scope).map(drop)
+                }
             };
             let settled = applied.or_else(|error| {
                 tracing::debug!(?scope, %error, "a change failed; comparing everything");
