@@ -84,9 +84,10 @@ impl Node {
             time_outs: true,
         };
         node.recall()?;
-        node.look_around()?;
         node.repair_scope(Scope::Mesh)?;
         node.probe_host()?;
+        node.look_around()?;
+        node.pass_firewalls()?;
         Ok(node)
     }
 
@@ -144,6 +145,9 @@ impl Node {
         }
         self.heard_full |= update.full;
         self.carry_out(changes, &whole)?;
+        if update.own.is_some() {
+            self.pass_firewalls()?;
+        }
         let departed = self.planner.take_departed();
         self.forget(departed)?;
         self.remove_stale_sandboxes()
@@ -225,6 +229,7 @@ impl Node {
         enter(&self.namespace, sysctl::host)?;
         if thoroughly || self.host.is_doubtful() {
             count += usize::from(self.look_around()?);
+            count += self.pass_firewalls()?;
         }
         for scope in self.scopes() {
             let mounted = self.sandbox_is_there(scope);
@@ -332,6 +337,7 @@ impl Node {
             self.remove_sandbox(&name)?;
         }
         self.spaces.clear();
+        self.leave_firewalls()?;
         let table = self.names.table.clone();
         self.host.remove_table(crate::nft::INET, &table)?;
         if let Some(index) = self.host_link()? {
