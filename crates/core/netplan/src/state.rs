@@ -245,6 +245,14 @@ impl Wanted {
     /// The way from what was observed to what is wanted.
     #[must_use]
     pub fn changes_from(&self, observed: &Self, surplus: Surplus) -> Changes {
+        let mut changes = self.route_changes_from(observed, surplus);
+        self.add_edits(observed, surplus, &mut changes);
+        changes
+    }
+
+    /// The same without the elements, for whom they are known to be right.
+    #[must_use]
+    pub fn route_changes_from(&self, observed: &Self, surplus: Surplus) -> Changes {
         let mut changes = Changes {
             addresses: self.addresses.difference(&observed.addresses).cloned().collect(),
             neighbours: differing(&self.neighbours, &observed.neighbours),
@@ -252,6 +260,17 @@ impl Wanted {
             routes: differing(&self.routes, &observed.routes),
             ..Changes::default()
         };
+        if surplus == Surplus::Remove {
+            let gone = observed.addresses.difference(&self.addresses);
+            changes.addresses_gone = gone.cloned().collect();
+            changes.neighbours_gone = missing(&observed.neighbours, &self.neighbours);
+            changes.forwarding_gone = missing(&observed.forwarding, &self.forwarding);
+            changes.routes_gone = missing(&observed.routes, &self.routes);
+        }
+        changes
+    }
+
+    fn add_edits(&self, observed: &Self, surplus: Surplus, changes: &mut Changes) {
         let mut last = Vec::new();
         for (set, wanted) in &self.elements {
             let there = observed.elements.get(set);
@@ -269,16 +288,11 @@ impl Wanted {
         }
         changes.edits.extend(last);
         if surplus == Surplus::Remove {
-            self.add_removals(observed, &mut changes);
+            self.add_removals(observed, changes);
         }
-        changes
     }
 
     fn add_removals(&self, observed: &Self, changes: &mut Changes) {
-        changes.addresses_gone = observed.addresses.difference(&self.addresses).cloned().collect();
-        changes.neighbours_gone = missing(&observed.neighbours, &self.neighbours);
-        changes.forwarding_gone = missing(&observed.forwarding, &self.forwarding);
-        changes.routes_gone = missing(&observed.routes, &self.routes);
         for (set, there) in &observed.elements {
             let wanted = self.elements.get(set);
             for (key, value) in there {

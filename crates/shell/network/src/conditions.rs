@@ -8,7 +8,6 @@ use std::io;
 use types::{Condition, ConditionCode, PortBinding};
 
 use crate::namespace::enter;
-use crate::nft::hook;
 use crate::node::Node;
 use crate::sysctl;
 
@@ -49,24 +48,6 @@ impl Node {
         ];
         let found = found.into_iter().filter(|(_, texts)| !texts.is_empty());
         Ok(found.map(|(code, texts)| Condition { code, message: texts.join("; ") }).collect())
-    }
-
-    /// Chains of others whose last word is to drop what we forward or receive.
-    fn foreign_drops(&mut self) -> io::Result<Vec<String>> {
-        let Some(socket) = self.host.filter() else { return Ok(Vec::new()) };
-        let chains = socket.base_chains()?.into_iter();
-        let foreign = chains.filter(|chain| chain.drops && chain.table != self.names.table);
-        Ok(foreign
-            .filter_map(|chain| {
-                let what = match chain.hook {
-                    hook::FORWARD => "published ports and the way out of containers",
-                    hook::INPUT => "this node's own ports",
-                    _ => return None,
-                };
-                let (table, name) = (&chain.table, &chain.name);
-                Some(format!("the firewall chain {name} of table {table} drops: {what} may suffer"))
-            })
-            .collect())
     }
 }
 

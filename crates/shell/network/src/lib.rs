@@ -17,6 +17,7 @@ mod attach;
 mod conditions;
 mod container;
 mod drain;
+mod firewall;
 mod names;
 mod namespace;
 mod netlink;

@@ -2,9 +2,10 @@
 //!
 //! Owns: everything of nftables that is not special to one of our tables.
 //! Does not know: which tables there are.
-//! Invariant: nobody else's table is written.
+//! Invariant: only `foreign` writes to tables of others.
 
 pub(crate) mod expression;
+pub(crate) mod foreign;
 pub(crate) mod table;
 
 /// Of both families.

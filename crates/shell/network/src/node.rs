@@ -84,9 +84,10 @@ impl Node {
             time_outs: true,
         };
         node.recall()?;
-        node.look_around()?;
         node.repair_scope(Scope::Mesh)?;
         node.probe_host()?;
+        node.look_around()?;
+        node.pass_firewalls()?;
         Ok(node)
     }
 
@@ -144,6 +145,9 @@ impl Node {
         }
         self.heard_full |= update.full;
         self.carry_out(changes, &whole)?;
+        if update.own.is_some() {
+            self.pass_firewalls()?;
+        }
         let departed = self.planner.take_departed();
         self.forget(departed)?;
         self.remove_stale_sandboxes()
@@ -180,7 +184,13 @@ impl Node {
                 Some(changes) if known && !whole.contains(&scope) => {
                     self.space(scope).map_or(Ok(()), |space| space.apply(changes))
                 }
-                _ => self.repair_scope(scope).map(drop),
+                _ => {
+                    // The changes are not carried out one by one, so nothing is as it was.
+                    if let Some(space) = self.space(scope) {
+                        space.doubt();
+                    }
+                    self.repair_scope(scope).map(drop)
+                }
             };
             let settled = applied.or_else(|error| {
                 tracing::debug!(?scope, %error, "a change failed; comparing everything");
@@ -219,6 +229,7 @@ impl Node {
         enter(&self.namespace, sysctl::host)?;
         if thoroughly || self.host.is_doubtful() {
             count += usize::from(self.look_around()?);
+            count += self.pass_firewalls()?;
         }
         for scope in self.scopes() {
             let mounted = self.sandbox_is_there(scope);
@@ -326,6 +337,7 @@ impl Node {
             self.remove_sandbox(&name)?;
         }
         self.spaces.clear();
+        self.leave_firewalls()?;
         let table = self.names.table.clone();
         self.host.remove_table(crate::nft::INET, &table)?;
         if let Some(index) = self.host_link()? {

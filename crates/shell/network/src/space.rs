@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netplan::{Changes, Edit, RouteKey, Surplus, Value, Wanted, link};
+use netplan::{Changes, Edit, Elements, RouteKey, Surplus, Value, Wanted, link};
 
 use crate::netlink::{Message, Socket};
-use crate::nft::table::{Found, NftSocket, Table};
+use crate::nft::table::{EDITS_PER_TRANSACTION, Found, NftSocket, Table};
 use crate::route::{self, ABSENT, PROTOCOL, RouteSocket, RouteTo, V4, V6};
 
 /// Sockets in one namespace. They stay there, whichever thread uses them.
@@ -53,7 +53,10 @@ struct Filter {
     tables: Vec<Installed>,
     /// What the tables are made of.
     reason: String,
+    /// Of the last look; nobody has changed a rule or element while it stays.
     generation: u32,
+    /// At that generation everything was as wanted.
+    certain: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +76,7 @@ impl Space {
                 tables: Vec::new(),
                 reason: String::new(),
                 generation: 0,
+                certain: false,
             }),
         };
         let route = RouteSocket::open()?;
@@ -86,6 +90,7 @@ impl Space {
             let installed = |table| Installed { table, print: None };
             filter.tables = make().into_iter().map(installed).collect();
             filter.reason = reason;
+            filter.certain = false;
             self.doubtful = true;
         }
     }
@@ -130,8 +135,10 @@ impl Space {
         Ok(links)
     }
 
+    /// The next repair compares everything.
     pub(crate) fn doubt(&mut self) {
         self.doubtful = true;
+        self.lose_certainty();
     }
 
     /// Whether somebody may have changed something since the last repair. Cheap, never waits.
@@ -147,7 +154,9 @@ impl Space {
     /// Carries out changes to a namespace that is as it was left.
     pub(crate) fn apply(&mut self, changes: &Changes) -> io::Result<()> {
         let result = self.try_apply(changes);
-        self.doubtful |= result.is_err();
+        if result.is_err() {
+            self.doubt();
+        }
         result
     }
 
@@ -167,8 +176,10 @@ impl Space {
         };
         let before = filter.socket.generation()?;
         filter.socket.edit(&first.table, edits)?;
-        if before == filter.generation {
-            filter.generation = filter.socket.generation()?;
+        // One more for each transaction; else somebody changed something meanwhile.
+        let own = edits.len().div_ceil(EDITS_PER_TRANSACTION) as u32;
+        if before == filter.generation && filter.socket.generation()? == before.wrapping_add(own) {
+            filter.generation = before.wrapping_add(own);
         }
         Ok(())
     }
@@ -227,31 +238,57 @@ impl Space {
 
     /// Compares everything with the kernel and makes it as wanted; answers how much differed.
     pub(crate) fn repair(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
-        self.doubtful = true;
+        let result = self.try_repair(wanted, surplus);
+        self.doubtful = result.is_err();
+        if result.is_err() {
+            self.lose_certainty();
+        }
+        result
+    }
+
+    fn try_repair(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
+        let mut certain = self.filter.is_none();
         if let Some(filter) = &mut self.filter {
             // What happens from here on is heard by the next look.
             filter.changes.heard();
-            filter.generation = filter.socket.generation()?;
+            let generation = filter.socket.generation()?;
+            certain = filter.certain && generation == filter.generation;
+            filter.generation = generation;
         }
-        let installed = self.install_tables(wanted, surplus)?;
-        let observed = self.observe()?;
-        let changes = wanted.changes_from(&observed, surplus);
+        let mut installed = 0;
+        let mut observed = self.observe()?;
+        let changes = if certain {
+            wanted.route_changes_from(&observed, surplus)
+        } else {
+            installed = self.install_tables(wanted, surplus)?;
+            observed.elements = self.observe_elements()?;
+            wanted.changes_from(&observed, surplus)
+        };
         if !changes.is_empty() {
             tracing::debug!(?changes, "a namespace is not as wanted");
         }
         self.try_apply(&changes)?;
-        self.doubtful = false;
-        if installed > 0
-            && let Some(filter) = &mut self.filter
-        {
-            filter.generation = filter.socket.generation()?;
+        if let Some(filter) = &mut self.filter {
+            if installed > 0 {
+                filter.generation = filter.socket.generation()?;
+            }
+            // A table that is another build's is looked at again.
+            filter.certain = filter.tables.iter().all(|table| table.print.is_some());
         }
         Ok(changes.len() + installed)
     }
 
+    fn lose_certainty(&mut self) {
+        if let Some(filter) = &mut self.filter {
+            filter.certain = false;
+        }
+    }
+
     /// How a namespace differs from what is wanted.
     pub(crate) fn differences(&mut self, wanted: &Wanted) -> io::Result<Changes> {
-        Ok(wanted.changes_from(&self.observe()?, Surplus::Remove))
+        let mut observed = self.observe()?;
+        observed.elements = self.observe_elements()?;
+        Ok(wanted.changes_from(&observed, Surplus::Remove))
     }
 
     fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
@@ -318,19 +355,17 @@ impl Space {
         {
             seen.forwarding = self.route.forwarding(*index)?.into_iter().collect();
         }
-        if let Some(filter) = &mut self.filter
-            && let Some(first) = filter.tables.first()
-        {
-            seen.elements = filter.socket.elements(&first.table).or_else(|error| {
-                // A table of an earlier build may lack a set.
-                if error.kind() == io::ErrorKind::NotFound {
-                    Ok(BTreeMap::new())
-                } else {
-                    Err(error)
-                }
-            })?;
-        }
         Ok(seen)
+    }
+
+    fn observe_elements(&mut self) -> io::Result<BTreeMap<&'static str, Elements>> {
+        let Some(filter) = &mut self.filter else { return Ok(BTreeMap::new()) };
+        let Some(first) = filter.tables.first() else { return Ok(BTreeMap::new()) };
+        match filter.socket.elements(&first.table) {
+            // A table of an earlier build may lack a set.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            elements => elements,
+        }
     }
 }
 

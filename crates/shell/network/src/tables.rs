@@ -77,5 +77,5 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
 }
 
 const TCP: u8 = libc::IPPROTO_TCP as u8;
-const UDP: u8 = libc::IPPROTO_UDP as u8;
+pub(crate) const UDP: u8 = libc::IPPROTO_UDP as u8;
 const SCTP: u8 = libc::IPPROTO_SCTP as u8;

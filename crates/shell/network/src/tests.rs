@@ -1,6 +1,7 @@
 //! The data path on hosts in network namespaces of their own, with the kernel's links and rules.
 
 mod connections;
+mod firewall;
 mod lab;
 mod mesh;
 mod node;

@@ -19,7 +19,6 @@ pub(crate) struct Connection {
     /// Of TCP, as the kernel numbers them.
     pub(crate) state: Option<u8>,
     /// Seconds until it is forgotten.
-    #[cfg_attr(not(test), expect(dead_code, reason = "time-outs are checked by tests"))]
     pub(crate) seconds: u32,
     /// Its first direction, as the kernel says it.
     original: Vec<u8>,

@@ -298,7 +298,7 @@ impl NftSocket {
         self.commit(vec![message(DELETE_TABLE, 0, 0)])
     }
 
-    fn commit(&mut self, messages: Vec<Message>) -> io::Result<()> {
+    pub(super) fn commit(&mut self, messages: Vec<Message>) -> io::Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
@@ -387,6 +387,7 @@ impl NftSocket {
 /// A chain with a hook, of any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BaseChain {
+    pub(crate) family: u8,
     pub(crate) table: String,
     pub(crate) name: String,
     pub(crate) hook: u32,
@@ -398,6 +399,7 @@ fn parse_base_chain(answer: &[u8]) -> Option<BaseChain> {
     let hook = attribute(rest, 4)?;
     let number = |bytes: &[u8]| bytes.first_chunk().copied().map(u32::from_be_bytes);
     Some(BaseChain {
+        family: *answer.first()?,
         table: text(rest, 1)?,
         name: text(rest, 3)?,
         hook: number(attribute(hook, 1)?)?,
@@ -445,7 +447,7 @@ fn mark(kind: u16) -> Message {
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
 /// The time of a transaction grows faster than its length.
-const EDITS_PER_TRANSACTION: usize = 10_000;
+pub(crate) const EDITS_PER_TRANSACTION: usize = 10_000;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;

@@ -1,0 +1,114 @@
+//! Firewalls of others on the host.
+
+use std::os::fd::OwnedFd;
+
+use ports::network::Network;
+
+use super::lab::*;
+use crate::namespace::enter;
+use crate::nft::expression::{Base, Rule};
+use crate::nft::foreign::Foreign;
+use crate::nft::table::{BaseChain, Chain, NftSocket, Table};
+use crate::nft::{INET, hook};
+
+/// A firewall that ends with a refusal of everything, or with rules of the administrator before.
+fn firewall(namespace: &OwnedFd, rules: Vec<Rule>) {
+    let chain = Chain::base("FORWARD", "filter", hook::FORWARD, 0, rules);
+    let table = Table::new(INET, "others", Vec::new(), Vec::new(), vec![chain]);
+    enter(namespace, move || NftSocket::open()?.install(&table, &[]).map(drop)).unwrap();
+}
+
+fn comments(namespace: &OwnedFd) -> Vec<String> {
+    let rules = enter(namespace, || {
+        let chain = BaseChain {
+            family: INET,
+            table: "others".into(),
+            name: "FORWARD".into(),
+            hook: hook::FORWARD,
+            drops: false,
+        };
+        NftSocket::open()?.foreign_rules(&chain)
+    });
+    rules.unwrap().into_iter().map(|rule| rule.comment).collect()
+}
+
+#[test]
+fn a_final_drop_is_passed_and_an_explicit_one_is_obeyed() {
+    in_lab(1, async |lab| {
+        lab.add_network(INGRESS);
+        let service = lab.add_service(INGRESS, 1, &[(8080, 80), (8081, 80)]);
+        lab.add_task(INGRESS, 0, 20, Some(service));
+        lab.tell_all().await;
+        let web = lab.attach(0, &wanted("web", &[INGRESS], 20)).await;
+        let _web = Server::start(&web.netns, "web", 80);
+        let host = &lab.hosts[0];
+        let to = |port| (host.address, port);
+        assert!(ask(&lab.client, to(8080)).is_ok());
+        firewall(&host.namespace, vec![Rule::new().drop()]);
+        assert!(ask(&lab.client, to(8080)).is_err(), "a drop anywhere wins");
+        assert_eq!(host.path.repair().await.unwrap(), 2);
+        assert!(ask(&lab.client, to(8080)).is_ok());
+        assert_eq!(comments(&host.namespace), ["shoal-h1", "shoal-h1", ""]);
+        assert_eq!(host.path.repair().await.unwrap(), 0);
+
+        // The administrator's word is before ours, also when it comes later.
+        let target = Rule::new().protocol(6).load(Base::Transport, 2, 2, 0);
+        let denied = target.is(0, &8081u16.to_be_bytes()).drop();
+        let (denied, namespace) = (denied.clone(), host.namespace.try_clone().unwrap());
+        enter(&namespace, move || {
+            let chain = BaseChain {
+                family: INET,
+                table: "others".into(),
+                name: "FORWARD".into(),
+                hook: hook::FORWARD,
+                drops: false,
+            };
+            let mut socket = NftSocket::open()?;
+            let last = socket.foreign_rules(&chain)?.last().map(|rule| rule.handle);
+            socket.add_foreign(&Foreign { chain: &chain, comment: "", before: last }, &denied)
+        })
+        .unwrap();
+        assert_eq!(host.path.repair().await.unwrap(), 2);
+        assert_eq!(comments(&host.namespace), ["", "shoal-h1", "shoal-h1", ""]);
+        assert!(ask(&lab.client, to(8080)).is_ok());
+
+        // A reload that forgets ours is mended; a firewall without a final drop needs none.
+        firewall(&host.namespace, vec![Rule::new().reject()]);
+        host.path.repair().await.unwrap();
+        assert!(ask(&lab.client, to(8080)).is_ok());
+        firewall(&host.namespace, Vec::new());
+        host.path.repair().await.unwrap();
+        assert_eq!(comments(&host.namespace), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_the_administrators_own_chain_drops_is_dropped() {
+    in_lab(1, async |lab| {
+        let host = &lab.hosts[0];
+        let attached = host
+            .path
+            .attach(&ports::network::ContainerNetwork { id: "task".into(), ..Default::default() })
+            .await
+            .unwrap();
+        let _beyond = Server::start_in(&lab.client, "beyond", 80);
+        let from = namespace_of(&attached.netns);
+        let beyond = ("192.0.2.100".parse().unwrap(), 80);
+        assert!(ask(&from, beyond).is_ok());
+        let find = || {
+            let chains = enter(&host.namespace, || NftSocket::open()?.base_chains()).unwrap();
+            chains.into_iter().find(|chain| chain.name == "shoal_user").unwrap()
+        };
+        let chain = find();
+        enter(&host.namespace, move || {
+            let place = Foreign { chain: &chain, comment: "", before: None };
+            NftSocket::open()?.add_foreign(&place, &Rule::new().drop())
+        })
+        .unwrap();
+        assert!(ask(&from, beyond).is_err());
+        host.path.repair().await.unwrap();
+        let chain = find();
+        let rules = enter(&host.namespace, move || NftSocket::open()?.foreign_rules(&chain));
+        assert_eq!(rules.unwrap().len(), 1, "it is the administrator's");
+    });
+}
