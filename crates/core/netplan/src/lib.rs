@@ -62,6 +62,9 @@ pub mod set {
     pub const NODES4: &str = "nodes4";
     pub const NODES6: &str = "nodes6";
 
+    /// Ports of nodes that are no container's business.
+    pub const GUARDED: &str = "guarded";
+
     /// Published on every address of the host.
     pub const PORTS: &str = "ports";
     pub const BOUND4: &str = "bound4";

@@ -237,6 +237,15 @@ impl Mesh {
         self.lead(protocol, port, backends, changes);
     }
 
+    /// Ports of nodes that containers must not reach.
+    pub(crate) fn guard(&mut self, ports: &BTreeSet<(PortProtocol, u16)>, changes: &mut Changes) {
+        let key = |(protocol, port): &(PortProtocol, u16)| {
+            (Key::new().protocol(*protocol).port(*port).done(), Value::Member)
+        };
+        let elements = ports.iter().map(key).collect();
+        self.fabric.wanted.sync(set::GUARDED, elements, &mut changes.edits);
+    }
+
     /// Addresses by which containers may reach the ports of nodes.
     pub(crate) fn name_nodes<'a>(
         &mut self,

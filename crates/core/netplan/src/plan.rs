@@ -491,6 +491,13 @@ impl Planner {
         self.settle(all)
     }
 
+    /// The cluster's own ports on all nodes: no container reaches them.
+    pub fn set_guarded(&mut self, ports: &BTreeSet<(PortProtocol, u16)>) -> All {
+        let mut all = All::new();
+        self.mesh.guard(ports, all.entry(Scope::Mesh).or_default());
+        self.settle(all)
+    }
+
     /// Ports that somebody else holds: they are not published.
     pub fn set_unavailable(&mut self, unavailable: BTreeSet<PortBinding>) -> All {
         let mut all = All::new();

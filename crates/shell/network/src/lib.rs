@@ -45,7 +45,7 @@ use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
-use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
+use types::{Condition, DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
 
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
@@ -125,6 +125,14 @@ impl DataPath {
     /// Ports that somebody else holds: they are not published here.
     pub async fn set_unavailable(&self, ports: BTreeSet<PortBinding>) -> Result<(), RuntimeError> {
         self.with("set the ports", move |node| node.set_unavailable(ports)).await
+    }
+
+    /// The cluster's own ports on all nodes: no container reaches them. VXLAN's is always one.
+    pub async fn set_guarded(
+        &self,
+        ports: BTreeSet<(PortProtocol, u16)>,
+    ) -> Result<(), RuntimeError> {
+        self.with("guard the cluster's ports", move |node| node.set_guarded(&ports)).await
     }
 
     /// Where this node's VXLAN packets come from.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
 use netplan::{Changes, LocalContainer, MeshLinks, Planner, Scope, Surplus, link};
-use types::{DirectoryUpdate, NetworkId, PortBinding};
+use types::{DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
 
 use crate::names::{Names, choose_links};
 use crate::namespace::{Namespaces, enter};
@@ -302,6 +302,11 @@ impl Node {
         self.address = address;
         let all = self.scopes().into_iter().collect();
         self.carry_out(BTreeMap::new(), &all)
+    }
+
+    pub(crate) fn set_guarded(&mut self, ports: &BTreeSet<(PortProtocol, u16)>) -> io::Result<()> {
+        let changes = self.planner.set_guarded(ports);
+        self.carry_out(changes, &BTreeSet::new())
     }
 
     pub(crate) fn set_unavailable(&mut self, ports: BTreeSet<PortBinding>) -> io::Result<()> {

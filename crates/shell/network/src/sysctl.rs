@@ -94,6 +94,7 @@ const ROUTER: &[(&str, &str)] = &[
     // Errors carry the address of the link that the packet came by: it is known at the other end.
     ("net/ipv4/icmp_errors_use_inbound_ifaddr", "1"),
     ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/ipv6/icmp/ratelimit", "0"),
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
     ("net/netfilter/nf_conntrack_tcp_timeout_established", "432000"),
     ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "30"),

@@ -274,12 +274,21 @@ impl Rule {
 
     /// The packet is for an address of the namespace itself.
     pub(crate) fn for_here(self) -> Self {
+        self.routed_as(libc::RTN_LOCAL)
+    }
+
+    /// Nobody has the address that the packet is for.
+    pub(crate) fn for_nobody(self) -> Self {
+        self.routed_as(libc::RTN_UNREACHABLE)
+    }
+
+    fn routed_as(self, kind: u8) -> Self {
         let fib = self.expression("fib", |data| {
             data.number_be(1, register(0))
                 .number_be(2, FIB_ADDRESS_TYPE)
                 .number_be(3, FIB_DESTINATION)
         });
-        fib.is(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+        fib.is(0, &u32::from(kind).to_ne_bytes())
     }
 
     pub(crate) fn lead_to(self, family: Family, address: u32, port: Option<u32>) -> Self {
@@ -321,6 +330,11 @@ impl Rule {
         self.expression("reject", |data| {
             data.number_be(1, REJECT_ANY_FAMILY).bytes(2, &[REJECT_PROHIBITED])
         })
+    }
+
+    /// A connection is refused as by a closed port.
+    pub(crate) fn reset(self) -> Self {
+        self.expression("reject", |data| data.number_be(1, REJECT_RESET).bytes(2, &[0]))
     }
 
     pub(crate) fn accept(self) -> Self {
@@ -382,6 +396,7 @@ const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 1 << 1;
 const CHECKSUM_INTERNET: u32 = 1;
 const LOOKUP_INVERTED: u32 = 1;
+const REJECT_RESET: u32 = 1;
 const REJECT_ANY_FAMILY: u32 = 2;
 const REJECT_PROHIBITED: u8 = 3;
 pub(crate) const OBJECT_TIME_OUT: u32 = 7;

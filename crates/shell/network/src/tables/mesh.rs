@@ -39,7 +39,10 @@ pub(crate) fn table(gateways: &[IpAddr], vxlan_port: Option<u16>) -> Table {
 }
 
 fn sets() -> Vec<super::Set> {
-    let mut sets = vec![members(set::OUTWARD, &[LINK_PART])];
+    let mut sets = vec![
+        members(set::OUTWARD, &[LINK_PART]),
+        members(set::GUARDED, &[PROTOCOL_PART, PORT_PART]),
+    ];
     for family in Family::ALL {
         let address = address_part(family);
         let port = [PROTOCOL_PART, PORT_PART];
@@ -135,6 +138,15 @@ fn forward_rules(vxlan_port: Option<u16>) -> Vec<Rule> {
             .service(family.registers())
             .within(of(family, set::LOCAL4, set::LOCAL6), 0)
             .accept()
+    }));
+    rules.extend(Family::ALL.into_iter().map(|family| {
+        Rule::of(family)
+            .in_links(link::TASK_PREFIX)
+            .destination(family, 0)
+            .within(of(family, set::NODES4, set::NODES6), 0)
+            .service(0)
+            .within(set::GUARDED, 0)
+            .reject()
     }));
     if let Some(port) = vxlan_port {
         let port = port.to_be_bytes();

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use netplan::set;
 
-use super::{NUMBER_PART, OWN_TABLE, address_part, bytes, class_chains, classes, members, of};
-use crate::nft::expression::{Family, Rule};
+use super::{NUMBER_PART, OWN_TABLE, TCP, address_part, bytes, class_chains, classes, members, of};
+use crate::nft::expression::{Family, NEW, Rule};
 use crate::nft::table::{Chain, Table};
 use crate::nft::{INET, hook, priority};
 use crate::route::octets;
@@ -33,6 +33,7 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
     let after = Family::ALL.into_iter().filter_map(|family| to_itself(family, gateways)).collect();
     let (pre, post) = (hook::PREROUTING, hook::POSTROUTING);
     chains.push(Chain::base("pre", "nat", pre, priority::DESTINATION, before));
+    chains.push(Chain::base("dead", "filter", pre, priority::FILTER, vec![dead()]));
     chains.push(Chain::base("post", "nat", post, priority::SOURCE, after));
     Table::new(INET, OWN_TABLE, sets, Vec::new(), chains)
 }
@@ -43,6 +44,12 @@ fn slot(family: Family, class: u32) -> Rule {
         .random(class, family.registers())
         .map(of(family, set::BACKEND4, set::BACKEND6), 0, 0)
         .lead_to(family, 0, None)
+}
+
+/// The route would refuse it, too, but says so while the sender is busy with sending, who does
+/// not listen before its next attempt.
+fn dead() -> Rule {
+    Rule::of(Family::V6).protocol(TCP).state(NEW).for_nobody().reset()
 }
 
 /// A task that was led to itself sees the gateway, so that its answer comes back here.

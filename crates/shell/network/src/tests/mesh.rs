@@ -168,6 +168,31 @@ fn a_forged_source_and_a_forged_node_are_dropped() {
 }
 
 #[test]
+fn the_clusters_own_ports_are_no_containers_business() {
+    in_lab(2, async |lab| {
+        lab.add_network(INGRESS);
+        lab.tell_all().await;
+        let _managers: Vec<Server> = lab
+            .hosts
+            .iter()
+            .flat_map(|host| {
+                [2377, 7000].map(|port| Server::start_in(&host.namespace, "manager", port))
+            })
+            .collect();
+        let client = lab.attach(0, &plain("client")).await;
+        lab.hosts[0].path.set_guarded([(PortProtocol::Tcp, 2377)].into()).await.unwrap();
+        let from = namespace_of(&client.netns);
+        for number in [11, 12] {
+            assert!(ask(&from, (host_v4(number), 7000)).is_ok());
+            assert!(ask(&from, (host_v4(number), 2377)).is_err());
+        }
+        let gateway = lab.hosts[0].path.inner.node().links.host_v4().into();
+        assert!(ask(&from, (gateway, 7000)).is_ok());
+        assert!(ask(&from, (gateway, 2377)).is_err());
+    });
+}
+
+#[test]
 fn an_internal_network_has_no_way_out() {
     in_lab(1, async |lab| {
         lab.add_network(1);

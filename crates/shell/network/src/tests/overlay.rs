@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use ports::network::{ContainerNetwork, Network};
 use types::{DirectoryUpdate, NetworkId};
@@ -164,7 +165,7 @@ fn the_loop_mends_without_being_asked() {
             let found = enter(&sandbox, || {
                 let links = RouteSocket::open()?.links()?;
                 let chains = NftSocket::open()?.base_chains()?;
-                Ok(links.iter().any(|link| link.name == "vx") && chains.len() == 2)
+                Ok(links.iter().any(|link| link.name == "vx") && chains.len() == 3)
             });
             found.unwrap()
         })
@@ -265,5 +266,147 @@ fn more_backends_than_a_class_of_its_own_are_all_reached() {
             assert_eq!(ask(&client, (v4(1, 201), 80)).unwrap(), "all 10.0.1.10");
         }
         assert!(lab.hosts[0].path.repair().await.unwrap() >= 79, "what a hand added goes");
+    });
+}
+
+#[test]
+fn a_dead_task_is_said_at_once_across_hosts_and_a_smaller_peer_is_respected() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 1, 12, None);
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let _far = lab.attach(1, &wanted("far", &[1], 12)).await;
+        let from = namespace_of(&client.netns);
+        run_in(&from, "ping -c 1 -W 2 10.0.1.12");
+        lab.hosts[1].path.detach("far").await.unwrap();
+        for to in [v4(1, 12), v6(1, 12)] {
+            let begin = Instant::now();
+            assert!(ask(&from, (to, 80)).is_err());
+            assert!(begin.elapsed() < Duration::from_secs(1), "{to}: {:?}", begin.elapsed());
+        }
+        // A peer that takes less has its own size on its routes.
+        let mut update = DirectoryUpdate::default();
+        let mut peer = lab.told(0).peers[0].clone();
+        peer.mtu = 1300;
+        update.peers.push(peer.clone());
+        lab.hosts[0].path.update(update.clone()).await.unwrap();
+        let sandbox = lab.hosts[0].dir.path().join("sandboxes");
+        let sandbox = namespace_of(&sandbox.join(id::<NetworkId>(1001).to_string()));
+        assert!(run_in(&sandbox, "ip route show 10.0.1.12").contains("mtu 1300"));
+        assert_eq!(lab.hosts[0].path.repair().await.unwrap(), 0);
+        let table = run_in(&sandbox, "ip -6 route show fd99:0:0:1::c");
+        assert!(table.contains("mtu 1300"), "{table}");
+    });
+}
+
+#[test]
+fn a_peer_moves_to_another_address() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 1, 12, None);
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let far = lab.attach(1, &wanted("far", &[1], 12)).await;
+        let _far = Server::start(&far.netns, "far", 80);
+        let from = namespace_of(&client.netns);
+        let (mut stream, _) = connect(&from, (v4(1, 12), 80)).unwrap();
+        run_in(&lab.hosts[1].namespace, "ip addr add 192.0.2.60/24 dev eth0");
+        run_in(&lab.hosts[1].namespace, "ip addr del 192.0.2.12/24 dev eth0");
+        run_in(&lab.hosts[1].namespace, "ip addr replace 192.0.2.60/24 dev eth0");
+        lab.hosts[1].address = "192.0.2.60".parse().unwrap();
+        lab.hosts[1].path.set_address(Some(lab.hosts[1].address)).await.unwrap();
+        lab.tell_all().await;
+        stream.write_all(b"still here\n").unwrap();
+        assert_eq!(line(&mut stream).unwrap(), "still here");
+        assert_eq!(ask(&from, (v4(1, 12), 80)).unwrap(), "far 10.0.1.10");
+    });
+}
+
+#[test]
+fn a_network_that_goes_leaves_nothing_of_it() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_network(INGRESS);
+        let service = lab.add_service(INGRESS, 1, &[(8080, 80)]);
+        lab.add_task(1, 1, 12, None);
+        lab.add_task(INGRESS, 1, 20, Some(service));
+        lab.tell_all().await;
+        let web = lab.attach(1, &wanted("web", &[INGRESS], 20)).await;
+        let _web = Server::start(&web.netns, "web", 80);
+        let full = lab.told(0);
+        let mut empty = DirectoryUpdate { full: true, ..DirectoryUpdate::default() };
+        empty.own.clone_from(&full.own);
+        let host = &lab.hosts[0];
+        host.path.update(empty).await.unwrap();
+        let sandboxes = host.dir.path().join("sandboxes");
+        assert!(!sandboxes.join(id::<NetworkId>(1001).to_string()).exists());
+        assert!(ask(&lab.client, (host.address, 8080)).is_err());
+        assert!(host.path.reservations().borrow().is_empty());
+        assert_eq!(host.path.repair().await.unwrap(), 0);
+        let mesh = namespace_of(&sandboxes.join("mesh"));
+        assert!(!run_in(&mesh, "ip route show table all").contains("10.0.9."));
+        // And it comes again.
+        host.path.update(full).await.unwrap();
+        assert_eq!(ask(&lab.client, (host.address, 8080)).unwrap(), "web 192.0.2.100");
+    });
+}
+
+#[test]
+fn services_take_time_that_grows_as_they_do() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        let mut told = lab.told(0);
+        let add = |from: u32, to: u32, update: &mut DirectoryUpdate| {
+            for number in from..to {
+                let service = id(50_000 + u128::from(number));
+                let address = |host: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 | host).into();
+                update.services.push(types::ServicePart {
+                    network: id(1001),
+                    service,
+                    name: format!("s{number}"),
+                    aliases: Vec::new(),
+                    mode: types::EndpointMode::Vip,
+                    v4: address(0x10_0000 + number),
+                    v6: None,
+                    ports: Vec::new(),
+                });
+                for backend in 0..4 {
+                    update.endpoints.push(types::EndpointPart {
+                        network: id(1001),
+                        task: id(90_000 + u128::from(number * 4 + backend)),
+                        service: Some(service),
+                        node: id(77),
+                        number: 77,
+                        v4: address(0x20_0000 + number * 4 + backend),
+                        v6: None,
+                        names: Vec::new(),
+                        serving: true,
+                    });
+                }
+            }
+        };
+        let path = &lab.hosts[0].path;
+        path.update(told.clone()).await.unwrap();
+        let mut times = Vec::new();
+        // One by one, as a stack of them comes up.
+        for number in 0..500 {
+            let mut update = DirectoryUpdate::default();
+            add(number, number + 1, &mut update);
+            let begin = Instant::now();
+            path.update(update).await.unwrap();
+            times.push(begin.elapsed());
+        }
+        let sum = |part: &[Duration]| part.iter().sum::<Duration>();
+        let (first, last) = (sum(&times[..100]), sum(&times[400..]));
+        println!("100 services: the first {first:?}, the last {last:?}");
+        assert!(last < first * 4, "{first:?} {last:?}");
+        assert_eq!(path.repair().await.unwrap(), 0);
+        // A new daemon that is told the same finds nothing to do but what it cannot know.
+        add(0, 500, &mut told);
+        path.update(told).await.unwrap();
+        assert_eq!(path.repair().await.unwrap(), 0);
     });
 }
