@@ -190,10 +190,11 @@ impl Node {
     }
 
     /// Lays the links that are missing, and configures the container's ends.
-    pub(crate) fn connect(&mut self, id: &str) -> io::Result<()> {
-        let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(()) };
+    /// Answers how much of these differed.
+    pub(crate) fn connect(&mut self, id: &str) -> io::Result<usize> {
+        let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(0) };
         if container.links.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let mut inside = self.containers.enter(id, || Space::open(Kind::Container))?;
         let there = inside.learn_links()?;
@@ -264,7 +265,7 @@ impl Node {
         inside: &mut Space,
         interfaces: &[Interface],
         empty: bool,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let mut wanted = Wanted::default();
         for interface in interfaces {
             interface.add_to(&mut wanted);
@@ -279,21 +280,34 @@ impl Node {
             }
         }
         if empty {
-            return inside.apply(&container::additions(&wanted));
+            return inside.apply(&container::additions(&wanted)).map(|()| 0);
         }
         // What a container added itself is its own affair.
-        inside.repair(&wanted, netplan::Surplus::Keep).map(drop)
+        inside.repair(&wanted, netplan::Surplus::Keep)
     }
 
-    /// Mends the links of all containers that are there; answers how many had lost one.
-    pub(crate) fn repair_containers(&mut self) -> io::Result<usize> {
+    /// Mends the links of all containers that are there, and what is inside of some of them, the
+    /// next ones in turn; answers how much differed.
+    pub(crate) fn repair_containers(&mut self, thoroughly: bool) -> io::Result<usize> {
         let mut count = 0;
-        for id in self.planner.containers().keys().cloned().collect::<Vec<_>>() {
-            if !self.containers.is_mounted(&id) || self.is_connected(&id)? {
-                continue;
+        let all: Vec<String> = self.planner.containers().keys().cloned().collect();
+        for id in &all {
+            if self.containers.is_mounted(id) && !self.is_connected(id)? {
+                count += 1;
+                self.connect(id)?;
             }
-            count += 1;
-            self.connect(&id)?;
+        }
+        if !thoroughly {
+            return Ok(count);
+        }
+        let first = all.partition_point(|id| *id <= self.compared);
+        let turn = all[first..].iter().chain(&all[..first]).take(COMPARED_AT_ONCE);
+        for id in turn {
+            self.compared.clone_from(id);
+            if self.containers.is_mounted(id) {
+                count += self.connect(id)?;
+                count += usize::from(self.repair_resolver(id)?);
+            }
         }
         Ok(count)
     }
@@ -314,6 +328,7 @@ impl Node {
     /// Takes a container out of everything.
     pub(crate) fn detach(&mut self, id: &str) -> io::Result<()> {
         self.disconnect(id)?;
+        self.resolvers.remove(id);
         self.containers.remove(id)?;
         self.records.remove(id)
     }
@@ -381,3 +396,6 @@ const ANY: (Ipv4Addr, u16) = (Ipv4Addr::UNSPECIFIED, 0);
 
 /// Ports are chosen at random by the host; a few are taken.
 const FREE_PORT_ATTEMPTS: usize = 16;
+
+/// A comparison of a container's namespace takes half a millisecond.
+const COMPARED_AT_ONCE: usize = 32;

@@ -5,7 +5,7 @@
 //! Invariant: what is asked for twice is the same twice: addresses and chosen ports are kept.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netplan::{
@@ -107,11 +107,15 @@ pub(crate) fn host_lines(
     host_gateway: Ipv4Addr,
 ) -> io::Result<Vec<(IpAddr, String)>> {
     let mut lines = Vec::new();
-    if let Some(first) = container.links.first() {
-        let addresses = first.v4.map(IpAddr::V4).into_iter().chain(first.v6.map(IpAddr::V6));
-        if !wanted.hostname.is_empty() {
-            lines.extend(addresses.map(|address| (address, wanted.hostname.clone())));
+    let own: Vec<IpAddr> = match container.links.first() {
+        Some(first) => {
+            first.v4.map(IpAddr::V4).into_iter().chain(first.v6.map(IpAddr::V6)).collect()
         }
+        // On the host's network, or on none: what answers there is the loopback.
+        None => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+    };
+    if !wanted.hostname.is_empty() {
+        lines.extend(own.into_iter().map(|address| (address, wanted.hostname.clone())));
     }
     for line in &wanted.hosts {
         let (name, address) = line

@@ -40,6 +40,10 @@ pub(crate) struct Node {
     pub(crate) address: Option<IpAddr>,
     /// What the managers say is known, so what they do not say may go.
     heard_full: bool,
+    /// Where the resolver of each container listens.
+    pub(crate) resolvers: BTreeMap<String, u16>,
+    /// The container that was compared last.
+    pub(crate) compared: String,
     pub(crate) next_link: u64,
     /// The node has a way out for IPv6.
     pub(crate) v6_outwards: bool,
@@ -79,6 +83,8 @@ impl Node {
             spaces: BTreeMap::new(),
             address,
             heard_full: false,
+            resolvers: BTreeMap::new(),
+            compared: String::new(),
             next_link: 1,
             v6_outwards: false,
             time_outs: true,
@@ -242,7 +248,7 @@ impl Node {
             }
         }
         result?;
-        count += self.repair_containers()?;
+        count += self.repair_containers(thoroughly)?;
         Ok(count)
     }
 

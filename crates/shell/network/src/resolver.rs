@@ -17,13 +17,27 @@ use crate::node::Node;
 impl Node {
     /// Leads a container's questions to `port` of 127.0.0.11.
     pub(crate) fn set_resolver(&mut self, id: &str, port: u16) -> io::Result<()> {
+        self.lead_to_resolver(id, port)?;
+        self.resolvers.insert(id.to_owned(), port);
+        Ok(())
+    }
+
+    /// Puts back what a hand removed; answers whether it had to.
+    pub(crate) fn repair_resolver(&mut self, id: &str) -> io::Result<bool> {
+        match self.resolvers.get(id) {
+            Some(port) => self.lead_to_resolver(id, *port),
+            None => Ok(false),
+        }
+    }
+
+    fn lead_to_resolver(&self, id: &str, port: u16) -> io::Result<bool> {
         let namespace = self.containers.open_one(id)?;
         let table = table(port);
         enter(&namespace, move || {
             let mut socket = NftSocket::open()?;
             match socket.find(&table)? {
-                Found::This(_) => Ok(()),
-                Found::Nothing | Found::Other => socket.install(&table, &[]).map(drop),
+                Found::This(_) => Ok(false),
+                Found::Nothing | Found::Other => socket.install(&table, &[]).map(|_| true),
             }
         })
     }

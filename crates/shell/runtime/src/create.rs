@@ -8,12 +8,10 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use nix::sched::{CloneFlags, setns};
 use ports::runtime::{ContainerConfig, RuntimeError};
 use shim::files;
 use shim::launch::Launch;
@@ -175,13 +173,15 @@ fn write_files(
     }
     // The container's root directory takes its mode from the upper one.
     fs::set_permissions(dir.join("upper"), fs::Permissions::from_mode(0o755))?;
-    let hosts = match config.hosts.is_empty() {
-        true => own_lines(&config.hostname, &config.netns)?,
-        false => config.hosts.clone(),
-    };
+    if !config.netns.as_os_str().is_empty() {
+        // The runtime's own words do not say which file is missing.
+        fs::metadata(&config.netns).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", config.netns.display()))
+        })?;
+    }
     let resolv_conf = config.resolv_conf.clone().unwrap_or_else(hostfiles::resolv_conf);
     for (name, text) in [
-        ("hosts", hostfiles::hosts(&hosts)),
+        ("hosts", hostfiles::hosts(&config.hosts)),
         ("hostname", format!("{}\n", config.hostname)),
         ("resolv.conf", resolv_conf),
     ] {
@@ -191,41 +191,6 @@ fn write_files(
     }
     fs::write(dir.join(files::LAUNCH), serde_json::to_vec(launch)?)?;
     fs::write(dir.join(RECORD), serde_json::to_vec(record)?)
-}
-
-/// The host name with the addresses of its network namespace.
-fn own_lines(hostname: &str, netns: &Path) -> io::Result<Vec<(IpAddr, String)>> {
-    let addresses = addresses_in(netns)?.into_iter();
-    Ok(addresses.map(|address| (address, hostname.to_owned())).collect())
-}
-
-/// Addresses of a network namespace, but for loopback and link-local ones.
-fn addresses_in(netns: &Path) -> io::Result<Vec<IpAddr>> {
-    if netns.as_os_str().is_empty() {
-        return Ok(Vec::new());
-    }
-    let namespace = fs::File::open(netns)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", netns.display())))?;
-    // A thread of its own, which ends in the other namespace.
-    std::thread::spawn(move || -> io::Result<Vec<IpAddr>> {
-        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-        let interfaces = nix::ifaddrs::getifaddrs()?;
-        let addresses = interfaces.filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        });
-        Ok(addresses.filter(is_routable).collect())
-    })
-    .join()
-    .map_err(|_| io::Error::other("the thread that looked for addresses panicked"))?
-}
-
-fn is_routable(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
-    }
 }
 
 /// Some kernels count no swap, and refuse a limit that names it.

@@ -410,3 +410,29 @@ fn services_take_time_that_grows_as_they_do() {
         assert_eq!(path.repair().await.unwrap(), 0);
     });
 }
+
+#[test]
+fn what_a_hand_removed_inside_a_container_comes_back() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 0, 11, None);
+        lab.tell_all().await;
+        let path = &lab.hosts[0].path;
+        let one = lab.attach(0, &wanted("one", &[1], 10)).await;
+        let two = lab.attach(0, &wanted("two", &[1], 11)).await;
+        path.set_resolver("one", 5353).await.unwrap();
+        let _two = Server::start(&two.netns, "two", 80);
+        let from = namespace_of(&one.netns);
+        assert_eq!(path.repair().await.unwrap(), 0);
+        flush(&from);
+        run_in(&from, "ip addr flush dev eth0");
+        run_in(&from, "ip route del default");
+        assert!(path.repair().await.unwrap() > 2);
+        assert_eq!(path.repair().await.unwrap(), 0);
+        assert_eq!(ask(&from, (v4(1, 11), 80)).unwrap(), "two 10.0.1.10");
+        assert_eq!(ask(&from, (v6(1, 11), 80)).unwrap(), "two fd99:0:0:1::a");
+        let chains = enter(&from, || NftSocket::open()?.base_chains()).unwrap();
+        assert_eq!(chains.len(), 1, "the way to the resolver");
+    });
+}

@@ -235,6 +235,7 @@ async fn network_namespace_is_joined() {
     let netns = Netns::make(host.dir.path().join("netns"), "10.98.76.54");
     let config = ContainerConfig {
         netns: netns.0.clone(),
+        hosts: vec![("10.98.76.54".parse().unwrap(), "probe-host".to_owned())],
         ..shell("a", "ip -o addr; cat /etc/hosts; cat /proc/sys/net/ipv4/ip_forward")
     };
     let (exit, output) = host.run(&config).await;
