@@ -33,8 +33,11 @@ impl Node {
         }
         self.records.write(&wanted.id, &container)?;
         self.ensure_namespace(&wanted.id, wanted.attachments.first().map(|a| a.network))?;
-        self.apply_container(&wanted.id, container.clone())?;
-        self.connect(&wanted.id)?;
+        // The links first: what leads to a container needs them.
+        let changes = self.planner.attach(&wanted.id, container.clone());
+        let connected = self.connect(&wanted.id, Lead::Elsewhere);
+        self.carry_out(changes, &BTreeSet::new())?;
+        connected?;
         Ok(Attached {
             netns: self.containers.path(&wanted.id),
             hosts: container::host_lines(wanted, &container, self.links.host_v4())?,
@@ -191,7 +194,7 @@ impl Node {
 
     /// Lays the links that are missing, and configures the container's ends.
     /// Answers how much of these differed.
-    pub(crate) fn connect(&mut self, id: &str) -> io::Result<usize> {
+    fn connect(&mut self, id: &str, lead: Lead) -> io::Result<usize> {
         let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(0) };
         if container.links.is_empty() {
             return Ok(0);
@@ -221,7 +224,7 @@ impl Node {
             let links = inside.learn_links()?.into_iter();
             let ours = links.filter(|l| interfaces.iter().any(|i| i.name == l.name));
             inside.route.batch(ours.map(|link| route::set_up(link.index)).collect(), &[])?;
-            for end in &container.links {
+            for end in container.links.iter().filter(|_| lead == Lead::Here) {
                 self.settle_link(end)?;
             }
         }
@@ -294,7 +297,7 @@ impl Node {
         for id in &all {
             if self.containers.is_mounted(id) && !self.is_connected(id)? {
                 count += 1;
-                self.connect(id)?;
+                self.connect(id, Lead::Here)?;
             }
         }
         if !thoroughly {
@@ -305,7 +308,7 @@ impl Node {
         for id in turn {
             self.compared.clone_from(id);
             if self.containers.is_mounted(id) {
-                count += self.connect(id)?;
+                count += self.connect(id, Lead::Here)?;
                 count += usize::from(self.repair_resolver(id)?);
             }
         }
@@ -360,6 +363,14 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Who sees to what leads to links that are laid anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lead {
+    Here,
+    /// The changes of the plan, which come after.
+    Elsewhere,
 }
 
 /// Makes one pair: our end is up at once, the container's is set up from inside.

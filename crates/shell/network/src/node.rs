@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
-use netplan::{Changes, LocalContainer, MeshLinks, Planner, Scope, Surplus, link};
+use netplan::{Changes, MeshLinks, Planner, Scope, Surplus, link};
 use types::{DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
 
 use crate::names::{Names, choose_links};
@@ -357,15 +357,6 @@ impl Node {
         self.records.remove_all()?;
         self.containers.close()?;
         self.sandboxes.close()
-    }
-
-    pub(crate) fn apply_container(
-        &mut self,
-        id: &str,
-        container: LocalContainer,
-    ) -> io::Result<()> {
-        let changes = self.planner.attach(id, container);
-        self.carry_out(changes, &BTreeSet::new())
     }
 
     pub(crate) fn vxlan_port(&self) -> Option<u16> {

@@ -19,6 +19,8 @@ pub(crate) struct Space {
     pub(crate) route: RouteSocket,
     kind: Kind,
     links: BTreeMap<String, u32>,
+    /// A link of the changes that are carried out is not there; the list is a fresh one.
+    missed: bool,
     filter: Option<Filter>,
     /// Something failed half-way, or is not as it was left.
     doubtful: bool,
@@ -59,6 +61,14 @@ struct Filter {
     certain: bool,
 }
 
+/// Tables that were made.
+#[derive(Clone, Copy, Debug, Default)]
+struct Made {
+    count: usize,
+    /// The one with the elements among them.
+    elements: bool,
+}
+
 #[derive(Debug)]
 struct Installed {
     table: Table,
@@ -80,7 +90,7 @@ impl Space {
             }),
         };
         let route = RouteSocket::open()?;
-        Ok(Self { route, kind, links: BTreeMap::new(), filter, doubtful: true })
+        Ok(Self { route, kind, links: BTreeMap::new(), missed: false, filter, doubtful: true })
     }
 
     /// The tables that the namespace should have; the first holds all elements. They are made when
@@ -117,6 +127,16 @@ impl Space {
             self.learn_links()?;
         }
         Ok(self.links.get(name).copied())
+    }
+
+    /// As [`Space::index`], but the kernel is asked once only, however many are missing.
+    fn found(&mut self, name: &str) -> io::Result<Option<u32>> {
+        if self.missed {
+            return Ok(self.links.get(name).copied());
+        }
+        let found = self.index(name)?;
+        self.missed = found.is_none();
+        Ok(found)
     }
 
     /// As [`Space::index`], asked of the kernel.
@@ -161,6 +181,7 @@ impl Space {
     }
 
     fn try_apply(&mut self, changes: &Changes) -> io::Result<()> {
+        self.missed = false;
         let additions = self.additions(changes)?;
         self.route.batch(additions, route::PRESENT)?;
         self.edit(&changes.edits)?;
@@ -188,23 +209,23 @@ impl Space {
     fn additions(&mut self, changes: &Changes) -> io::Result<Vec<Message>> {
         let mut all = Vec::new();
         for (name, net) in &changes.addresses {
-            let Some(index) = self.index(name)? else { continue };
+            let Some(index) = self.found(name)? else { continue };
             all.push(match self.kind {
                 Kind::Container => route::add_address(index, *net),
                 Kind::Own | Kind::Host { .. } => route::add_connected_address(index, *net),
             });
         }
         for ((name, address), hardware) in &changes.neighbours {
-            let Some(index) = self.index(name)? else { continue };
+            let Some(index) = self.found(name)? else { continue };
             all.push(route::add_neighbour(index, *address, *hardware));
         }
         for (hardware, at) in &changes.forwarding {
-            let Some(index) = self.index(link::VXLAN)? else { continue };
+            let Some(index) = self.found(link::VXLAN)? else { continue };
             all.push(route::add_forwarding(index, *hardware, *at));
         }
         for (key, to) in &changes.routes {
             let index = match &to.link {
-                Some(name) => match self.index(name)? {
+                Some(name) => match self.found(name)? {
                     Some(index) => Some(index),
                     None => continue,
                 },
@@ -222,15 +243,15 @@ impl Space {
             all.push(route::delete_route(key.table, key.net));
         }
         for (name, address) in &changes.neighbours_gone {
-            let Some(index) = self.index(name)? else { continue };
+            let Some(index) = self.found(name)? else { continue };
             all.push(route::delete_neighbour(index, *address));
         }
         for hardware in &changes.forwarding_gone {
-            let Some(index) = self.index(link::VXLAN)? else { continue };
+            let Some(index) = self.found(link::VXLAN)? else { continue };
             all.push(route::delete_forwarding(index, *hardware));
         }
         for (name, net) in &changes.addresses_gone {
-            let Some(index) = self.index(name)? else { continue };
+            let Some(index) = self.found(name)? else { continue };
             all.push(route::delete_address(index, *net));
         }
         Ok(all)
@@ -260,9 +281,15 @@ impl Space {
         let changes = if certain {
             wanted.route_changes_from(&observed, surplus)
         } else {
-            installed = self.install_tables(wanted, surplus)?;
-            observed.elements = self.observe_elements()?;
-            wanted.changes_from(&observed, surplus)
+            let made = self.install_tables(wanted, surplus)?;
+            installed = made.count;
+            if made.elements {
+                // They were made with the table.
+                wanted.route_changes_from(&observed, surplus)
+            } else {
+                observed.elements = self.observe_elements()?;
+                wanted.changes_from(&observed, surplus)
+            }
         };
         if !changes.is_empty() {
             tracing::debug!(?changes, "a namespace is not as wanted");
@@ -291,9 +318,9 @@ impl Space {
         Ok(wanted.changes_from(&observed, Surplus::Remove))
     }
 
-    fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
-        let Some(filter) = &mut self.filter else { return Ok(0) };
-        let mut count = 0;
+    fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<Made> {
+        let mut made = Made::default();
+        let Some(filter) = &mut self.filter else { return Ok(made) };
         for (number, installed) in filter.tables.iter_mut().enumerate() {
             match filter.socket.find(&installed.table)? {
                 Found::This(print) if installed.print.is_none_or(|known| known == print) => {
@@ -305,11 +332,12 @@ impl Space {
                     let elements = if number == 0 { all_elements(wanted) } else { Vec::new() };
                     let print = filter.socket.install(&installed.table, &elements)?;
                     installed.print = Some(print);
-                    count += 1;
+                    made.count += 1;
+                    made.elements |= number == 0;
                 }
             }
         }
-        Ok(count)
+        Ok(made)
     }
 
     /// What the kernel holds of what could be ours.
