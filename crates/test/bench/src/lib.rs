@@ -8,6 +8,7 @@ pub mod create;
 mod docker;
 pub mod etcd;
 mod figure;
+pub mod network;
 pub mod raft;
 pub mod scheduler;
 pub mod takeover;

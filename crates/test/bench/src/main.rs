@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bench::raft::Commits;
-use bench::{Figure, create, etcd, raft, scheduler, takeover};
+use bench::{Figure, create, etcd, network, raft, scheduler, takeover};
 use clap::Parser;
 use serde_json::json;
 use tikv_jemallocator::Jemalloc;
@@ -23,7 +23,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
 struct Args {
-    /// Which ones: scheduler, raft, failover, create, takeover; all without a name
+    /// Which ones: scheduler, raft, failover, create, takeover, network; all without a name
     names: Vec<String>,
     /// Seconds of each measurement of the log
     #[arg(long, default_value_t = 5)]
@@ -55,7 +55,7 @@ impl From<Figure> for Row {
     }
 }
 
-const BENCHMARKS: [&str; 5] = ["scheduler", "raft", "failover", "create", "takeover"];
+const BENCHMARKS: [&str; 6] = ["scheduler", "raft", "failover", "create", "takeover", "network"];
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -83,6 +83,14 @@ fn main() -> Result<()> {
     }
     if wanted("takeover") {
         rows.extend(takeover::measure(args.trials)?.into_iter().map(Row::from));
+    }
+    if wanted("network") {
+        let figures = runtime.block_on(async {
+            let mut figures = network::changes(args.rounds).await?;
+            figures.extend(network::packets(args.rounds).await?);
+            anyhow::Ok(figures)
+        })?;
+        rows.extend(figures.into_iter().map(Row::from));
     }
     print_table(&rows);
     append(&rows)

@@ -1,0 +1,208 @@
+//! The data path of a node: what changes cost, and what packets cost.
+//!
+//! Owns: hosts in network namespaces, a hand-made VXLAN bridge and a hand-made route beside ours.
+//! Does not know: clusters. Invariant: ours and the peer's take turns in one run, on the same wire,
+//! with the same programs at both ends.
+
+mod rig;
+mod traffic;
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ports::network::{ContainerNetwork, Network};
+use types::{Attachment, DirectoryUpdate, EndpointPart, ServicePart};
+
+use self::rig::{Host, Rig, address, id, network_part};
+use crate::figure::{Figure, median};
+
+/// Changes: a full load, one backend swapped, a service grown and shrunk, one remote endpoint, one
+/// container connected.
+pub async fn changes(rounds: usize) -> Result<Vec<Figure>> {
+    let mut all: Vec<(&'static str, &'static str, Vec<f64>)> = Vec::new();
+    for _ in 0..rounds {
+        for (number, (name, unit, value)) in one_round().await?.into_iter().enumerate() {
+            match all.get_mut(number) {
+                Some((_, _, values)) => values.push(value),
+                None => all.push((name, unit, vec![value])),
+            }
+        }
+    }
+    let figure = |(name, unit, values): (&str, &'static str, Vec<f64>)| Figure {
+        name: name.to_owned(),
+        unit,
+        ours: median(&values),
+        peer: None,
+        rounds,
+    };
+    Ok(all.into_iter().map(figure).collect())
+}
+
+type Row = (&'static str, &'static str, f64);
+
+async fn one_round() -> Result<Vec<Row>> {
+    let rig = Rig::new()?;
+    let host = Host::open(&rig, 1).await?;
+    let mut told = host.told(&[network_part(1)]);
+    for number in 0..SERVICES {
+        told.services.push(service(number));
+        told.endpoints.extend((0..BACKENDS).map(|backend| endpoint(number, backend)));
+    }
+    let begin = Instant::now();
+    host.path.update(told.clone()).await?;
+    let load = begin.elapsed().as_secs_f64() * 1e3;
+    let swap = swaps(&host).await?;
+    let (grow, shrink) = growth(&host).await?;
+    let remote = remotes(&host).await?;
+    let container = containers(&host).await?;
+    host.path.remove_all().await?;
+    Ok(vec![
+        ("network: 10,000 services x 10, loaded from nothing", "ms", load),
+        ("network: one endpoint swapped beside them, p50", "us", swap),
+        ("network: one service grown beside them, p50", "us", grow),
+        ("network: one service shrunk beside them, p50", "us", shrink),
+        ("network: one of 1,000 remote endpoints", "us", remote),
+        ("network: a container on one network connected, p50", "us", container),
+    ])
+}
+
+fn service(number: u32) -> ServicePart {
+    ServicePart {
+        network: id(1001),
+        service: id(1_000_000 + u128::from(number)),
+        name: format!("service{number}"),
+        aliases: Vec::new(),
+        mode: types::EndpointMode::Vip,
+        v4: Some(Ipv4Addr::from_bits(VIRTUAL + number)),
+        v6: None,
+        ports: Vec::new(),
+    }
+}
+
+fn endpoint(service: u32, backend: u32) -> EndpointPart {
+    let number = service * 64 + backend;
+    EndpointPart {
+        network: id(1001),
+        task: id(10_000_000 + u128::from(number)),
+        service: Some(id(1_000_000 + u128::from(service))),
+        node: id(900),
+        number: 900,
+        v4: Some(Ipv4Addr::from_bits(TASKS + number)),
+        v6: None,
+        names: Vec::new(),
+        serving: true,
+    }
+}
+
+/// Microseconds of one update, in the middle.
+async fn timed(host: &Host, updates: Vec<DirectoryUpdate>) -> Result<f64> {
+    let mut times = Vec::new();
+    for update in updates {
+        let begin = Instant::now();
+        host.path.update(update).await?;
+        times.push(begin.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(median(&times))
+}
+
+/// The task of a slot fails and another one stands there: two endpoints change.
+async fn swaps(host: &Host) -> Result<f64> {
+    let swap = |number: u32| DirectoryUpdate {
+        endpoints: vec![
+            EndpointPart { serving: false, ..endpoint(number, 3) },
+            endpoint(number, 40),
+        ],
+        ..DirectoryUpdate::default()
+    };
+    timed(host, (0..CHANGES).map(swap).collect()).await
+}
+
+async fn growth(host: &Host) -> Result<(f64, f64)> {
+    let grow = |number: u32| DirectoryUpdate {
+        endpoints: vec![endpoint(1000 + number, 50)],
+        ..DirectoryUpdate::default()
+    };
+    let shrink = |number: u32| DirectoryUpdate {
+        endpoints: vec![EndpointPart { serving: false, ..endpoint(1000 + number, 4) }],
+        ..DirectoryUpdate::default()
+    };
+    let grown = timed(host, (0..CHANGES).map(grow).collect()).await?;
+    Ok((grown, timed(host, (0..CHANGES).map(shrink).collect()).await?))
+}
+
+async fn remotes(host: &Host) -> Result<f64> {
+    let part = |number: u32| EndpointPart { service: None, ..endpoint(SERVICES + 1, number) };
+    let update = DirectoryUpdate {
+        endpoints: (0..REMOTES).map(part).collect(),
+        ..DirectoryUpdate::default()
+    };
+    Ok(timed(host, vec![update]).await? / f64::from(REMOTES))
+}
+
+async fn containers(host: &Host) -> Result<f64> {
+    let mut times = Vec::new();
+    for number in 0..CONTAINERS {
+        let wanted = ContainerNetwork {
+            id: format!("container{number}"),
+            hostname: "container".into(),
+            attachments: vec![Attachment {
+                network: id(1001),
+                v4: Some(Ipv4Addr::from_bits(OWN + number)),
+                v6: None,
+            }],
+            ..ContainerNetwork::default()
+        };
+        let begin = Instant::now();
+        host.path.attach(&wanted).await?;
+        times.push(begin.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(median(&times))
+}
+
+/// Packets: an overlay beside a hand-made VXLAN bridge, and the mesh beside a hand-made route.
+pub async fn packets(rounds: usize) -> Result<Vec<Figure>> {
+    let rig = Rig::new()?;
+    let lines = traffic::Lines::lay(&rig).await?;
+    let mut figures = Vec::new();
+    for (name, ours, peer, peer_name) in lines.comparisons() {
+        let (mut own, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            own.push(traffic::microseconds_per_connection(ours)?);
+            theirs.push(traffic::microseconds_per_connection(peer)?);
+        }
+        figures.push(Figure {
+            name: format!("network: {name}, a new connection and its answer"),
+            unit: "us",
+            ours: median(&own),
+            peer: Some((median(&theirs), peer_name)),
+            rounds,
+        });
+    }
+    let (ours, peer) = lines.overlay_and_bridge();
+    let (mut own, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        own.push(traffic::milliseconds_per_gibibyte(ours)?);
+        theirs.push(traffic::milliseconds_per_gibibyte(peer)?);
+    }
+    figures.push(Figure {
+        name: "network: overlay between hosts, a gibibyte by one connection".into(),
+        unit: "ms",
+        ours: median(&own),
+        peer: Some((median(&theirs), "VXLAN bridge")),
+        rounds,
+    });
+    lines.take_up().await.context("the lines cannot be taken up")?;
+    Ok(figures)
+}
+
+/// In 10.0.0.0/8, the subnet of the network.
+const VIRTUAL: u32 = address(10, 1, 0, 0);
+const OWN: u32 = address(10, 2, 0, 1);
+const TASKS: u32 = address(10, 16, 0, 0);
+
+const SERVICES: u32 = 10_000;
+const BACKENDS: u32 = 10;
+const CHANGES: u32 = 60;
+const REMOTES: u32 = 1_000;
+const CONTAINERS: u32 = 50;
