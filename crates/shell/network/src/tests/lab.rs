@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base::Id;
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use ports::network::{Attached, ContainerNetwork, Network};
 use types::{
@@ -42,6 +43,18 @@ pub(super) struct Host {
     pub(super) path: DataPath,
     pub(super) number: u32,
     pub(super) address: IpAddr,
+}
+
+/// What a test that failed left: a mount would hold its namespace for ever.
+impl Drop for Host {
+    fn drop(&mut self) {
+        for dir in ["netns", "sandboxes"].map(|name| self.dir.path().join(name)) {
+            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+            }
+            let _ = umount2(&dir, MntFlags::MNT_DETACH);
+        }
+    }
 }
 
 pub(super) fn new_namespace() -> OwnedFd {
