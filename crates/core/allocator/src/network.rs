@@ -18,9 +18,6 @@ const POOL_MASK: u8 = 24;
 const PREFIX_V6: u8 = 64;
 /// Of Ethernet, where no node has said another.
 const MTU_DEFAULT: u32 = 1_500;
-/// What VXLAN adds to a packet, by the family of the addresses around it (RFC 7348, section 5).
-const OVERHEAD_V4: u32 = 50;
-const OVERHEAD_V6: u32 = 70;
 
 /// Gives a network what it lacks.
 pub(crate) fn decide(view: &Snapshot, now: Timestamp, id: NetworkId) -> Plan {
@@ -91,7 +88,10 @@ fn mtu(view: &Snapshot, network: &Network) -> u32 {
     let is_v6 = view
         .nodes()
         .any(|node| node.description.data_path.address.is_some_and(|address| address.is_ipv6()));
-    let overhead = if is_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
+    let overhead = match is_v6 {
+        true => limits::VXLAN_OVERHEAD_V6,
+        false => limits::VXLAN_OVERHEAD_V4,
+    };
     known.min().unwrap_or(MTU_DEFAULT).saturating_sub(overhead)
 }
 

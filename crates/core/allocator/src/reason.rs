@@ -3,11 +3,9 @@
 //! Owns: the allocator's reason. Invariant: it is written when its code changes, and otherwise at
 //! most every five seconds.
 
-use base::{Millis, Timestamp};
+use base::Timestamp;
 use state::{Author, Change, ChangeSet, Plan};
 use types::{Reason, Service};
-
-const REWRITE_PERIOD: Millis = Millis::from_secs(5);
 
 pub(crate) fn set(
     plan: &mut Plan,
@@ -19,22 +17,13 @@ pub(crate) fn set(
 ) {
     let name = &service.spec.name;
     plan.note(code, Some(service.id), format!("{name} {count} tasks: {message}"));
-    let count = count as u64;
-    if let Some(known) = known(service) {
-        if known.message == message && known.count == count {
-            return;
-        }
-        let due = known.since + REWRITE_PERIOD;
-        if known.code == code && due > now {
-            plan.wake(due);
-            return;
-        }
-    }
-    let (code, message) = (code.to_owned(), message.to_owned());
     let decider = Author::Allocator.name().to_owned();
+    let (code, message, count) = (code.to_owned(), message.to_owned(), count as u64);
     let reason = Some(Reason { decider: decider.clone(), code, message, count, since: now });
-    let change = Change::SetReason { service: service.id, decider, reason };
-    plan.atoms.push(ChangeSet::one(Author::Allocator, change));
+    if plan.rewrites_reason(now, known(service), reason.as_ref()) {
+        let change = Change::SetReason { service: service.id, decider, reason };
+        plan.atoms.push(ChangeSet::one(Author::Allocator, change));
+    }
 }
 
 /// Nothing waits any more.

@@ -204,7 +204,8 @@ impl Directory {
         }
         if is_new {
             // What refers to it may have been seen before it.
-            let services: Vec<ServiceId> = view.services().map(|service| service.id).collect();
+            let users = view.services_on_network(id);
+            let services: Vec<ServiceId> = users.map(|service| service.id).collect();
             services.into_iter().for_each(|service| self.refresh_service(view, service));
         }
     }

@@ -10,8 +10,6 @@ use types::{Reason, TaskState, UpdateState};
 use crate::slots::SlotView;
 use crate::turn::{Kept, Turn};
 
-/// How often the text of a reason may change while its code stays.
-const REWRITE_PERIOD: Millis = Millis::from_secs(5);
 /// A restarted task that runs this long is no longer failing.
 const SETTLED_RUN: Millis = Millis::from_secs(10);
 
@@ -19,19 +17,7 @@ pub(crate) fn decide_reason(turn: &mut Turn<'_>, kept: &Kept<'_>) {
     let wanted = failing(turn, kept).or_else(|| paused(turn));
     let decider = Author::Orchestrator.name();
     let known = turn.service.reasons.iter().find(|r| r.decider == decider);
-    let write = match (known, &wanted) {
-        (None, None) => false,
-        (Some(known), Some(wanted)) if known.code == wanted.code => {
-            let changed = known.message != wanted.message || known.count != wanted.count;
-            let due = known.since + REWRITE_PERIOD;
-            if changed && due > turn.now {
-                turn.plan.wake(due);
-            }
-            changed && due <= turn.now
-        }
-        _ => true,
-    };
-    if write {
+    if turn.plan.rewrites_reason(turn.now, known, wanted.as_ref()) {
         turn.set_reason(wanted);
     }
 }

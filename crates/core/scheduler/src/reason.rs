@@ -5,13 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use base::{Millis, Timestamp};
+use base::Timestamp;
 use state::{Author, Change, ChangeSet, Plan, Snapshot};
 use types::{Reason, Service, ServiceId};
 
 use crate::filter::Misses;
-
-const REWRITE_PERIOD: Millis = Millis::from_secs(5);
 
 pub(crate) fn set_unplaced(
     plan: &mut Plan,
@@ -23,22 +21,13 @@ pub(crate) fn set_unplaced(
     let message = misses.text();
     let name = &service.spec.name;
     plan.note("unplaced", Some(service.id), format!("{name} {count} tasks: {message}"));
-    let count = count as u64;
-    if let Some(known) = known(service) {
-        if known.message == message && known.count == count {
-            return;
-        }
-        let due = known.since + REWRITE_PERIOD;
-        if due > now {
-            plan.wake(due);
-            return;
-        }
-    }
     let decider = Author::Scheduler.name().to_owned();
-    let code = "no-suitable-node".to_owned();
+    let (code, count) = ("no-suitable-node".to_owned(), count as u64);
     let reason = Some(Reason { decider: decider.clone(), code, message, count, since: now });
-    let change = Change::SetReason { service: service.id, decider, reason };
-    plan.atoms.push(ChangeSet::one(Author::Scheduler, change));
+    if plan.rewrites_reason(now, known(service), reason.as_ref()) {
+        let change = Change::SetReason { service: service.id, decider, reason };
+        plan.atoms.push(ChangeSet::one(Author::Scheduler, change));
+    }
 }
 
 /// Takes the reason from services of which nothing waits any more.

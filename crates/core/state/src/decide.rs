@@ -6,10 +6,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use base::{IdSource, Timestamp};
-use types::ServiceId;
+use base::{IdSource, Millis, Timestamp};
+use types::{Reason, ServiceId};
 
 use crate::{ChangeSet, Event, Snapshot};
+
+/// How often the text of a reason may change while its code stays.
+const REASON_REWRITE_PERIOD: Millis = Millis::from_secs(5);
 
 /// What a decider may look at.
 pub struct Ctx<'a> {
@@ -36,6 +39,29 @@ impl Plan {
 
     pub fn note(&mut self, code: &'static str, service: Option<ServiceId>, text: String) {
         self.notes.push(Note { code, service, text });
+    }
+
+    /// Whether a decider's reason is to be written over the one that stands: at once when its code
+    /// changes or it goes, otherwise at most every five seconds; then it asks again in time.
+    #[must_use]
+    pub fn rewrites_reason(
+        &mut self,
+        now: Timestamp,
+        known: Option<&Reason>,
+        wanted: Option<&Reason>,
+    ) -> bool {
+        match (known, wanted) {
+            (None, None) => false,
+            (Some(known), Some(wanted)) if known.code == wanted.code => {
+                let changed = known.message != wanted.message || known.count != wanted.count;
+                let due = known.since + REASON_REWRITE_PERIOD;
+                if changed && due > now {
+                    self.wake(due);
+                }
+                changed && due <= now
+            }
+            _ => true,
+        }
     }
 
     #[must_use]

@@ -90,7 +90,13 @@ pub const CLOCK_TOLERANCE: Millis = Millis::from_secs(10);
 /// Tasks of a node that is down for this long are given up, as Swarm's.
 pub const NODE_ORPHAN_PERIOD: Millis = Millis::from_secs(24 * 3_600);
 
+/// What VXLAN adds to a packet, by the family of the addresses around it (RFC 7348, section 5).
+pub const VXLAN_OVERHEAD_V4: u32 = 50;
+pub const VXLAN_OVERHEAD_V6: u32 = 70;
+
 // Defaults, docker's where docker has one.
+/// UDP port of VXLAN, as docker's and IANA's.
+pub const DATA_PATH_PORT_DEFAULT: u16 = 4789;
 pub const STOP_GRACE_DEFAULT: Millis = Millis::from_secs(10);
 pub const RESTART_DELAY_DEFAULT: Millis = Millis::from_secs(5);
 pub const UPDATE_MONITOR_DEFAULT: Millis = Millis::from_secs(5);

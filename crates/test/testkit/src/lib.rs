@@ -10,9 +10,11 @@ pub mod conformance;
 #[cfg(feature = "ports")]
 pub mod fake;
 mod fixture;
+mod harness;
 mod print;
 
 pub use fixture::{Fixture, fixture, node_id, service_id};
+pub use harness::{Test, run_tests};
 pub use print::print_plan;
 
 /// Compares two texts line by line, blanks at the ends of lines and comments (`#`) aside.

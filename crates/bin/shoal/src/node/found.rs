@@ -88,7 +88,7 @@ fn ula_prefix(random: u128) -> Ipv6Net {
 
 fn data_path_port(port: u32) -> Result<u32, Fault> {
     match port {
-        0 => Ok(4789),
+        0 => Ok(types::limits::DATA_PATH_PORT_DEFAULT.into()),
         1024..=49151 => Ok(port),
         _ => {
             let message =

@@ -7,26 +7,20 @@ use std::net::IpAddr;
 
 use state::Snapshot;
 use types::{
-    EndpointPart, Network, NetworkId, NetworkPart, NodeId, OwnPart, PeerPart, PortPart, PortSpec,
-    PublishMode, Service, ServiceId, ServicePart, Slot, Task, TaskId, TaskState,
+    EndpointPart, Network, NetworkId, NetworkPart, NodeId, OwnPart, PeerPart, PortPart,
+    PublishMode, Service, ServiceId, ServicePart, Slot, Task, TaskId, TaskState, limits,
 };
 
 use super::journal::Entry;
 
 /// Characters of a task's id by which it is known, as docker's short ids.
 const SHORT_ID_CHARS: usize = 12;
-/// What VXLAN adds to a packet, by the family of the addresses around it (RFC 7348, section 5).
-const OVERHEAD_V4: u32 = 50;
-const OVERHEAD_V6: u32 = 70;
-/// As docker's and IANA's.
-const DATA_PATH_PORT: u16 = 4789;
-
 /// `None` until it has a number.
 pub(super) fn own(view: &Snapshot, node: NodeId) -> Option<OwnPart> {
     let number = view.node(node)?.number;
     let port = view.cluster()?.data_path_port;
     let data_path_port = u16::try_from(port).ok().filter(|port| *port != 0);
-    let data_path_port = data_path_port.unwrap_or(DATA_PATH_PORT);
+    let data_path_port = data_path_port.unwrap_or(limits::DATA_PATH_PORT_DEFAULT);
     (number != 0).then_some(OwnPart { node, number, data_path_port })
 }
 
@@ -59,7 +53,10 @@ pub(super) fn peer(
         Some(address) => address,
         None => node.status.address.parse().ok()?,
     };
-    let overhead = if address.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    let overhead = match address.is_ipv4() {
+        true => limits::VXLAN_OVERHEAD_V4,
+        false => limits::VXLAN_OVERHEAD_V6,
+    };
     let inside = path.mtu.saturating_sub(overhead);
     let mtu = if path.mtu != 0 && inside < network_mtu { inside } else { 0 };
     let name = node.hostname().to_owned();
@@ -71,8 +68,7 @@ pub(super) fn services(service: &Service, ingress: Option<NetworkId>) -> Vec<Ser
     let spec = &service.spec;
     let given = service.endpoint.as_deref();
     let mode = spec.endpoint_mode();
-    let ports: Vec<PortPart> =
-        given.map(|given| given.ports.iter().map(port).collect()).unwrap_or_default();
+    let ports: Vec<PortPart> = given.map(|given| given.ports.clone()).unwrap_or_default();
     let part = |network: NetworkId, aliases: &[String], ports: Vec<PortPart>| {
         let vip = given.and_then(|given| given.vips.iter().find(|vip| vip.network == network));
         ServicePart {
@@ -99,17 +95,6 @@ pub(super) fn services(service: &Service, ingress: Option<NetworkId>) -> Vec<Ser
         all.push(part(ingress, &[], mesh));
     }
     all
-}
-
-fn port(port: &PortSpec) -> PortPart {
-    PortPart {
-        name: port.name.clone(),
-        protocol: port.protocol,
-        target: port.target,
-        published: port.published,
-        mode: port.mode,
-        host: port.host.clone(),
-    }
 }
 
 /// Where a task sits, and whether it serves.

@@ -14,7 +14,7 @@ use types::{
     PeerPart, PortPart, PortProtocol, PublishMode, ServicePart,
 };
 
-use super::{id, malformed, optional_id, unknown};
+use super::{all, id, malformed, octets, optional_id, unknown};
 use crate::{bytes_of, v1};
 
 impl From<&DirectoryUpdate> for v1::Directory {
@@ -68,10 +68,6 @@ impl TryFrom<v1::Directory> for DirectoryUpdate {
             removed_endpoints: removals(&update.removed_endpoints)?,
         })
     }
-}
-
-fn all<T: TryFrom<M, Error = Fault>, M>(messages: Vec<M>) -> Result<Vec<T>, Fault> {
-    messages.into_iter().map(T::try_from).collect()
 }
 
 fn removed(network: Id, id: Id) -> v1::RemovedPart {
@@ -325,13 +321,6 @@ fn v4(bytes: &[u8], field: &str) -> Result<Option<Ipv4Addr>, Fault> {
 
 fn v6(bytes: &[u8], field: &str) -> Result<Option<Ipv6Addr>, Fault> {
     octets::<16>(bytes, field).map(|octets| octets.map(Ipv6Addr::from))
-}
-
-fn octets<const N: usize>(bytes: &[u8], field: &str) -> Result<Option<[u8; N]>, Fault> {
-    match bytes.len() {
-        0 => Ok(None),
-        _ => bytes.try_into().map(Some).map_err(|_| malformed(field, "is not an address")),
-    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,19 @@ fn required<T>(message: Option<T>, field: &str) -> Result<T, Fault> {
     message.ok_or_else(|| malformed(field, "is missing"))
 }
 
+fn all<A, B: TryFrom<A, Error = Fault>>(list: Vec<A>) -> Result<Vec<B>, Fault> {
+    list.into_iter().map(B::try_from).collect()
+}
+
+/// The bytes of an address; none for none.
+fn octets<const N: usize>(bytes: &[u8], field: &str) -> Result<Option<[u8; N]>, Fault> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let octets = bytes.try_into();
+    octets.map(Some).map_err(|_| malformed(field, format!("an address has {N} bytes")))
+}
+
 fn unknown(field: &str, number: i32) -> Fault {
     malformed(field, format!("value {number} is not known to this version"))
 }

@@ -15,7 +15,7 @@ use types::{
     TaskNetwork,
 };
 
-use super::{id, malformed, required};
+use super::{all, id, malformed, octets, required};
 use crate::v1;
 
 /// A text that must be what its field says.
@@ -30,10 +30,6 @@ fn parse_some<T: FromStr>(text: &str, field: &str, what: &str) -> Result<Option<
 
 fn text<T: ToString>(value: Option<&T>) -> String {
     value.map_or_else(String::new, ToString::to_string)
-}
-
-fn all<A, B: TryFrom<A, Error = Fault>>(list: Vec<A>) -> Result<Vec<B>, Fault> {
-    list.into_iter().map(B::try_from).collect()
 }
 
 impl From<&NetworkAttachment> for v1::NetworkAttachment {
@@ -286,14 +282,6 @@ impl TryFrom<v1::Attachment> for Attachment {
             v6: octets::<16>(&one.v6, "attachment.v6")?.map(Ipv6Addr::from),
         })
     }
-}
-
-fn octets<const N: usize>(bytes: &[u8], field: &str) -> Result<Option<[u8; N]>, Fault> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let octets = bytes.try_into();
-    octets.map(Some).map_err(|_| malformed(field, format!("an address has {N} bytes")))
 }
 
 impl From<&Endpoint> for v1::Endpoint {
