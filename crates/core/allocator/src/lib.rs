@@ -49,6 +49,9 @@ impl Decider for Allocator {
             }
             Event::Network(id) => {
                 dirty.insert(Key::Network(*id));
+                if view.network(*id).is_none() {
+                    dirty.extend(waiting_networks(view));
+                }
                 let users = view.services_on_network(*id);
                 dirty.extend(users.map(|service| Key::Service(service.id)));
             }
@@ -58,14 +61,14 @@ impl Decider for Allocator {
                 }
                 Some(_) => {}
                 // What it had is free: somebody may have waited for it.
-                None => dirty.extend(waiting(view)),
+                None => dirty.extend(waiting_services(view)),
             },
             Event::Task { task, service, .. } => {
                 if view.fresh_tasks(*service).next().is_some() {
                     dirty.insert(Key::Service(*service));
                 }
                 if view.task(*task).is_none_or(|task| task.status.state.is_terminal()) {
-                    dirty.extend(waiting(view));
+                    dirty.extend(waiting_services(view));
                 }
             }
             Event::Node(_) | Event::Cluster => {}
@@ -88,14 +91,18 @@ fn is_networked(service: &Service) -> bool {
         || !service.spec.task.networks.is_empty()
 }
 
-/// Services with tasks that wait to be given something, and networks without a subnet. Seldom any:
-/// new tasks stay so only for want of something.
-fn waiting(view: &Snapshot) -> impl Iterator<Item = Key> {
-    let networks = view
-        .networks()
-        .filter(|network| network.spec.driver == NetworkDriver::Overlay && !network.is_allocated());
-    let networks = networks.map(|network| Key::Network(network.id));
-    networks.chain(view.fresh_services().map(Key::Service))
+/// Services with tasks that wait to be given something. Seldom any: new tasks stay so only for want
+/// of something.
+fn waiting_services(view: &Snapshot) -> impl Iterator<Item = Key> {
+    view.fresh_services().map(Key::Service)
+}
+
+/// Networks that have no subnet or identifier yet: only the end of another network frees one.
+fn waiting_networks(view: &Snapshot) -> impl Iterator<Item = Key> {
+    let waits = |network: &&std::sync::Arc<types::Network>| {
+        network.spec.driver == NetworkDriver::Overlay && !network.is_allocated()
+    };
+    view.networks().filter(waits).map(|network| Key::Network(network.id))
 }
 
 fn decide_number(view: &Snapshot, id: NodeId) -> Plan {
