@@ -201,18 +201,45 @@ impl Socket {
         &mut self,
         messages: Vec<Message>,
     ) -> io::Result<Vec<(usize, io::Error)>> {
+        self.transact(messages, None)
+    }
+
+    /// Sends a transaction as one packet: `begin`, the requests, `end`. Asked for an
+    /// acknowledgement is the last request: that of `end` itself comes from Linux 6.10 on only.
+    pub(crate) fn transaction(
+        &mut self,
+        begin: Message,
+        messages: Vec<Message>,
+        end: Message,
+    ) -> io::Result<()> {
+        let all = std::iter::once(begin).chain(messages).collect();
+        match self.transact(all, Some(end))?.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn transact(
+        &mut self,
+        messages: Vec<Message>,
+        end: Option<Message>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
         let first = self.sequence + 1;
         let mut packet = Vec::new();
         let count = messages.len();
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         for (position, message) in messages.into_iter().enumerate() {
             let last = position + 1 == count;
             self.append(&mut packet, if last { with_flags(message, ACKNOWLEDGE) } else { message });
         }
-        if count == 0 {
-            return Ok(Vec::new());
+        let awaited = self.sequence;
+        if let Some(end) = end {
+            self.append(&mut packet, end);
         }
         self.send(&packet)?;
-        let errors = self.collect()?.errors.into_iter();
+        let errors = self.collect(awaited)?.errors.into_iter();
         Ok(errors.map(|(number, error)| ((number.saturating_sub(first)) as usize, error)).collect())
     }
 
@@ -247,7 +274,7 @@ impl Socket {
         let mut packet = Vec::new();
         self.append(&mut packet, message);
         self.send(&packet)?;
-        self.collect()
+        self.collect(self.sequence)
     }
 
     fn append(&mut self, packet: &mut Vec<u8>, message: Message) {
@@ -271,10 +298,10 @@ impl Socket {
         if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
     }
 
-    /// Answers up to the end of a dump or the acknowledgement of the last request sent. After an
+    /// Answers up to the end of a dump or the acknowledgement of the request `awaited`. After an
     /// error whatever has been answered is taken: the kernel answers before `send` returns, and
     /// what fails as a whole has no last acknowledgement.
-    fn collect(&mut self) -> io::Result<Outcome> {
+    fn collect(&mut self, awaited: u32) -> io::Result<Outcome> {
         let mut outcome = Outcome::default();
         loop {
             let flags = if outcome.errors.is_empty() { 0 } else { libc::MSG_DONTWAIT };
@@ -296,13 +323,13 @@ impl Socket {
                         let code = payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
                         if code != 0 {
                             outcome.errors.push((sequence, explained(-code, payload)));
-                        } else if sequence == self.sequence {
+                        } else if sequence == awaited {
                             return Ok(outcome);
                         }
                     }
-                    DONE if sequence == self.sequence => return Ok(outcome),
+                    DONE if sequence == awaited => return Ok(outcome),
                     DONE => {}
-                    _ if sequence != self.sequence => {}
+                    _ if sequence != awaited => {}
                     _ if outcome.answers.len() < ANSWERS_MAX => {
                         outcome.answers.push(payload.to_vec());
                     }

@@ -40,26 +40,29 @@ pub(crate) fn tcp_to(socket: &mut Socket, address: IpAddr) -> io::Result<Vec<Con
     Ok(all.filter(|connection| connection.server == address).collect())
 }
 
-/// Forgets UDP flows that were led to these addresses: their next datagram is a new flow's.
+/// Forgets UDP flows that were led to these addresses: their next datagram is a new flow's. They
+/// are listed and then deleted one by one: kernels before 6.9 delete nothing by a filter.
 pub(crate) fn forget_udp(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let mut answers = Vec::new();
     if addresses.len() <= FILTERED_MAX {
         for address in addresses {
-            let message = message(DELETE, family_of(*address));
-            absent_is_fine(socket.request(filtered(message, UDP, Some(*address))))?;
+            let message = message(GET, family_of(*address));
+            answers.extend(socket.dump(filtered(message, UDP, Some(*address)))?);
         }
-        return Ok(());
+    } else {
+        let families: BTreeSet<u8> = addresses.iter().map(|address| family_of(*address)).collect();
+        for family in families {
+            answers.extend(socket.dump(filtered(message(GET, family), UDP, None))?);
+        }
     }
-    let families: BTreeSet<u8> = addresses.iter().map(|address| family_of(*address)).collect();
-    for family in families {
-        let answers = socket.dump(filtered(message(GET, family), UDP, None))?;
-        let theirs = answers.iter().filter_map(|answer| parse(answer));
-        for flow in theirs.filter(|flow| addresses.contains(&flow.server)) {
-            let one = message(DELETE, family).nested(TUPLE_ORIGINAL, |t| t.raw(&flow.original));
-            absent_is_fine(socket.request(match &flow.zone {
-                Some(zone) => one.bytes(ZONE, zone),
-                None => one,
-            }))?;
-        }
+    let flows = answers.iter().filter_map(|answer| parse(answer));
+    for flow in flows.filter(|flow| addresses.contains(&flow.server)) {
+        let one = message(DELETE, family_of(flow.server))
+            .nested(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.original));
+        absent_is_fine(socket.request(match &flow.zone {
+            Some(zone) => one.bytes(ZONE, zone),
+            None => one,
+        }))?;
     }
     Ok(())
 }
@@ -109,7 +112,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// One filtered deletion looks at the whole table; beyond so many one listing is cheaper.
+/// One filtered listing looks at the whole table; beyond so many one of all flows is cheaper.
 const FILTERED_MAX: usize = 8;
 
 const SUBSYSTEM: u16 = 1;

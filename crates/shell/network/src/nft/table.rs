@@ -302,10 +302,7 @@ impl NftSocket {
         if messages.is_empty() {
             return Ok(());
         }
-        let mut all = vec![mark(BATCH_BEGIN)];
-        all.extend(messages);
-        all.push(mark(BATCH_END));
-        self.0.batch(all)
+        self.0.transaction(mark(BATCH_BEGIN), messages, mark(BATCH_END))
     }
 
     /// Looks at the constant part.
