@@ -5,7 +5,7 @@
 //! it says, and a container starts once its names are served.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -68,6 +68,14 @@ impl NodeNetwork {
     pub(crate) async fn set_address(&self, address: Option<IpAddr>) -> Result<(), RuntimeError> {
         self.address.send_replace(address);
         self.path.set_address(address).await
+    }
+
+    /// Keeps containers from what managers listen on.
+    pub(crate) async fn set_managers(
+        &self,
+        managers: BTreeSet<SocketAddr>,
+    ) -> Result<(), RuntimeError> {
+        self.path.set_managers(managers).await
     }
 
     /// What the managers are told of the data path.

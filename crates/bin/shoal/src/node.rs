@@ -183,7 +183,7 @@ impl Node {
             pki::Role::Worker => None,
         };
         self.begin_data_path(&settings).await;
-        self.start_agent(settings, tls, manager)
+        self.start_agent(settings, tls, manager).await
     }
 
     /// The manager of this node, with the Raft number it has or one that the leader gives it.
@@ -220,7 +220,7 @@ impl Node {
         .await
     }
 
-    fn start_agent(
+    async fn start_agent(
         self: &Arc<Self>,
         settings: Settings,
         tls: Arc<NodeTls>,
@@ -239,6 +239,8 @@ impl Node {
             description: self.description.subscribe(),
             conditions: self.conditions.subscribe(),
         })?;
+        let managers = handle.orders.borrow().managers.clone();
+        self.guard(&settings, &managers).await;
         let (stop_agent, stopped) = watch::channel(false);
         let agent_task = tokio::spawn(async move {
             if let Err(error) = agent.run(stopped).await {
@@ -338,7 +340,7 @@ impl Node {
             return Err(error);
         }
         self.dir.save(&settings)?;
-        self.start_agent(settings, tls, Some(manager))
+        self.start_agent(settings, tls, Some(manager)).await
     }
 
     async fn write_first(
@@ -435,7 +437,7 @@ impl Node {
         };
         self.dir.save(&settings)?;
         self.begin_data_path(&settings).await;
-        self.start_agent(settings, tls, manager)
+        self.start_agent(settings, tls, manager).await
     }
 
     /// Leaves the cluster: stops the tasks and forgets everything of it.
@@ -527,8 +529,12 @@ async fn keep_membership(node: Arc<Node>, mut orders: watch::Receiver<NodeOrders
     let mut ids = node.source();
     let mut jitter = move || ids.below(1_000_000) as f64 / 1_000_000.0;
     let mut share = jitter();
+    let mut guarded = orders.borrow().managers.clone();
     loop {
         let wanted = orders.borrow_and_update().clone();
+        if guarded != wanted.managers && node.guard_as_told(&wanted.managers).await {
+            guarded.clone_from(&wanted.managers);
+        }
         let Some(identity) = node.certificate().await else { return };
         let role = match identity.role {
             pki::Role::Manager => NodeRole::Manager,

@@ -64,6 +64,8 @@ pub mod set {
 
     /// Ports of nodes that are no container's business.
     pub const GUARDED: &str = "guarded";
+    pub const MANAGERS4: &str = "managers4";
+    pub const MANAGERS6: &str = "managers6";
 
     /// Published on every address of the host.
     pub const PORTS: &str = "ports";

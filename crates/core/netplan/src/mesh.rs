@@ -6,7 +6,7 @@
 //! anything answers there is the mesh's matter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use types::{
@@ -237,13 +237,18 @@ impl Mesh {
         self.lead(protocol, port, backends, changes);
     }
 
-    /// Ports of nodes that containers must not reach.
-    pub(crate) fn guard(&mut self, ports: &BTreeSet<(PortProtocol, u16)>, changes: &mut Changes) {
-        let key = |(protocol, port): &(PortProtocol, u16)| {
-            (Key::new().protocol(*protocol).port(*port).done(), Value::Member)
-        };
-        let elements = ports.iter().map(key).collect();
-        self.fabric.wanted.sync(set::GUARDED, elements, &mut changes.edits);
+    /// What containers must not reach.
+    pub(crate) fn guard(&mut self, managers: &BTreeSet<SocketAddr>, changes: &mut Changes) {
+        let (mut ports, mut v4, mut v6) = (Elements::new(), Elements::new(), Elements::new());
+        for manager in managers {
+            let port = Key::new().protocol(PortProtocol::Tcp).port(manager.port()).done();
+            ports.insert(port, Value::Member);
+            let elements = if manager.is_ipv4() { &mut v4 } else { &mut v6 };
+            elements.insert(Key::new().address(manager.ip()).done(), Value::Member);
+        }
+        self.fabric.wanted.sync(set::GUARDED, ports, &mut changes.edits);
+        self.fabric.wanted.sync(set::MANAGERS4, v4, &mut changes.edits);
+        self.fabric.wanted.sync(set::MANAGERS6, v6, &mut changes.edits);
     }
 
     /// Addresses by which containers may reach the ports of nodes.

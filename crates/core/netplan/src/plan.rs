@@ -6,7 +6,7 @@
 //! changes answered lead there from those before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use types::{
     DirectoryUpdate, NetworkDriver, NetworkId, NetworkPart, OwnPart, PeerPart, PortBinding,
@@ -491,10 +491,11 @@ impl Planner {
         self.settle(all)
     }
 
-    /// The cluster's own ports on all nodes: no container reaches them.
-    pub fn set_guarded(&mut self, ports: &BTreeSet<(PortProtocol, u16)>) -> All {
+    /// Where managers listen: no container reaches these ports, at these addresses or at any
+    /// other address of a node.
+    pub fn set_managers(&mut self, managers: &BTreeSet<SocketAddr>) -> All {
         let mut all = All::new();
-        self.mesh.guard(ports, all.entry(Scope::Mesh).or_default());
+        self.mesh.guard(managers, all.entry(Scope::Mesh).or_default());
         self.settle(all)
     }
 

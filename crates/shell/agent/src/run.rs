@@ -169,7 +169,8 @@ where
             stored.managers.clone_from(&options.managers);
         }
         let (updates_tx, updates) = mpsc::channel(UPDATES_MAX);
-        let (orders, orders_rx) = watch::channel(NodeOrders::default());
+        let known = NodeOrders { managers: stored.managers.clone(), ..NodeOrders::default() };
+        let (orders, orders_rx) = watch::channel(known);
         let node = Node {
             runtime: options.runtime,
             network: options.network,

@@ -35,7 +35,7 @@ mod tracking;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,7 +45,7 @@ use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
-use types::{Condition, DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
+use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
 
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
@@ -127,12 +127,9 @@ impl DataPath {
         self.with("set the ports", move |node| node.set_unavailable(ports)).await
     }
 
-    /// The cluster's own ports on all nodes: no container reaches them. VXLAN's is always one.
-    pub async fn set_guarded(
-        &self,
-        ports: BTreeSet<(PortProtocol, u16)>,
-    ) -> Result<(), RuntimeError> {
-        self.with("guard the cluster's ports", move |node| node.set_guarded(&ports)).await
+    /// Where managers listen: no container reaches these ports of any node. VXLAN's is always one.
+    pub async fn set_managers(&self, managers: BTreeSet<SocketAddr>) -> Result<(), RuntimeError> {
+        self.with("guard the managers", move |node| node.set_managers(&managers)).await
     }
 
     /// Where this node's VXLAN packets come from.

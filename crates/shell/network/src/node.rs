@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
 use netplan::{Changes, MeshLinks, Planner, Scope, Surplus, link};
-use types::{DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
+use types::{DirectoryUpdate, NetworkId, PortBinding};
 
 use crate::names::{Names, choose_links};
 use crate::namespace::{Namespaces, enter};
@@ -310,8 +310,8 @@ impl Node {
         self.carry_out(BTreeMap::new(), &all)
     }
 
-    pub(crate) fn set_guarded(&mut self, ports: &BTreeSet<(PortProtocol, u16)>) -> io::Result<()> {
-        let changes = self.planner.set_guarded(ports);
+    pub(crate) fn set_managers(&mut self, managers: &BTreeSet<SocketAddr>) -> io::Result<()> {
+        let changes = self.planner.set_managers(managers);
         self.carry_out(changes, &BTreeSet::new())
     }
 

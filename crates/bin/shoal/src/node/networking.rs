@@ -4,7 +4,8 @@
 //! the network. Does not know: the membership beyond its addresses.
 //! Invariant: a node describes its data path before it asks for tasks.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use base::chain;
 use tokio::sync::watch;
@@ -41,6 +42,32 @@ impl Node {
             known.data_path = path;
             changed
         });
+    }
+
+    /// Keeps containers from the managers' ports, on this node and all others. An address with a
+    /// name in it says its port only where another has the same.
+    pub(super) async fn guard(&self, settings: &Settings, managers: &[String]) -> bool {
+        let mut all: BTreeSet<SocketAddr> =
+            managers.iter().filter_map(|text| text.parse().ok()).collect();
+        let own = settings.advertise;
+        all.extend([own, SocketAddr::new(own.ip(), settings.listen.port())]);
+        match self.network.set_managers(all).await {
+            Ok(()) => true,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(%error, "containers may reach the managers' ports");
+                false
+            }
+        }
+    }
+
+    /// The same for a member whose managers have changed.
+    pub(super) async fn guard_as_told(&self, managers: &[String]) -> bool {
+        let settings = self.active.lock().await.member.as_ref().map(|one| one.settings.clone());
+        match settings {
+            Some(settings) => self.guard(&settings, managers).await,
+            None => true,
+        }
     }
 
     /// What is to be said of it now; what cannot be found out stays as it was said.

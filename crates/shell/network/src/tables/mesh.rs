@@ -56,6 +56,7 @@ fn sets() -> Vec<super::Set> {
         sets.push(members(local, &[address, PROTOCOL_PART, PORT_PART]));
         sets.push(members(of(family, set::SOURCE4, set::SOURCE6), &[LINK_PART, address]));
         sets.push(members(of(family, set::NODES4, set::NODES6), &[address]));
+        sets.push(members(of(family, set::MANAGERS4, set::MANAGERS6), &[address]));
         sets.push(members(of(family, set::SELF4, set::SELF6), &[address, address]));
     }
     sets
@@ -139,15 +140,19 @@ fn forward_rules(vxlan_port: Option<u16>) -> Vec<Rule> {
             .within(of(family, set::LOCAL4, set::LOCAL6), 0)
             .accept()
     }));
-    rules.extend(Family::ALL.into_iter().map(|family| {
-        Rule::of(family)
-            .in_links(link::TASK_PREFIX)
-            .destination(family, 0)
-            .within(of(family, set::NODES4, set::NODES6), 0)
-            .service(0)
-            .within(set::GUARDED, 0)
-            .reject()
-    }));
+    for family in Family::ALL {
+        let nodes = of(family, set::NODES4, set::NODES6);
+        let managers = of(family, set::MANAGERS4, set::MANAGERS6);
+        rules.extend([nodes, managers].map(|addresses| {
+            Rule::of(family)
+                .in_links(link::TASK_PREFIX)
+                .destination(family, 0)
+                .within(addresses, 0)
+                .service(0)
+                .within(set::GUARDED, 0)
+                .reject()
+        }));
+    }
     if let Some(port) = vxlan_port {
         let port = port.to_be_bytes();
         rules.push(tasks().protocol(UDP).load(Base::Transport, 2, 2, 0).is(0, &port).reject());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use ports::network::{ContainerNetwork, HostPort, Network};
@@ -180,9 +180,13 @@ fn the_clusters_own_ports_are_no_containers_business() {
             })
             .collect();
         let client = lab.attach(0, &plain("client")).await;
-        lab.hosts[0].path.set_guarded([(PortProtocol::Tcp, 2377)].into()).await.unwrap();
+        // One listens at an address that is no data path's.
+        let manager = SocketAddr::from((host_v4(100), 2377));
+        let _other = Server::start_in(&lab.client, "manager", 2377);
+        lab.hosts[0].path.set_managers([manager].into()).await.unwrap();
         let from = namespace_of(&client.netns);
-        for number in [11, 12] {
+        let _else = Server::start_in(&lab.client, "else", 7000);
+        for number in [11, 12, 100] {
             assert!(ask(&from, (host_v4(number), 7000)).is_ok());
             assert!(ask(&from, (host_v4(number), 2377)).is_err());
         }
