@@ -24,5 +24,5 @@ pub use fixture::{IMAGE, Task, booted, joined, load_image, running};
 pub use host::{Host, Usage};
 pub use lab::{Lab, program};
 pub use leftovers::{Leftovers, cgroups};
-pub use traffic::{Seen, ask_tcp, ask_udp, in_namespace};
+pub use traffic::{Seen, ask_tcp, ask_udp, connects_to, in_namespace, udp_refused};
 pub use wait::{LONG, SHORT, wait_for, wait_until};

@@ -5,7 +5,7 @@
 //! Invariant: code in a namespace runs in a thread of its own, which ends with it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,6 +70,27 @@ pub fn ask_udp(to: SocketAddr) -> Result<Seen> {
     let mut buffer = [0; 2_048];
     let length = socket.recv(&mut buffer).with_context(|| to.to_string())?;
     parse(std::str::from_utf8(&buffer[..length])?)
+}
+
+/// Whether a TCP connection is made within a second.
+#[must_use]
+pub fn connects_to(to: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()
+}
+
+/// Whether a datagram is turned back.
+#[must_use]
+pub fn udp_refused(to: SocketAddr) -> bool {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let sent = || {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.send(b"?")?;
+        socket.recv(&mut [0; 64])
+    };
+    let said = [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable];
+    sent().is_err_and(|error| said.contains(&error.kind()))
 }
 
 fn parse(body: &str) -> Result<Seen> {

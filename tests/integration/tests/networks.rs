@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use integration::{
@@ -109,55 +111,78 @@ fn a_published_port_answers_on_every_node_and_the_task_sees_the_client() {
     }
 }
 
+/// What a rolling update is for: nobody notices it, also through a node without a task.
 #[test]
 fn no_connection_fails_while_tasks_are_replaced_one_by_one() {
+    const CONNECTIONS: u64 = 100_000;
     let lab = cluster();
     let manager = lab.host(1);
     let place = ["--constraint", "node.hostname!=h3"];
-    let words = ["--name", "web", "-p", "8080:80", "--replicas", "4"];
+    let words = ["--name", "web", "-p", "8080:80", "--replicas", "10"];
     create(manager, &[&words[..], &place].concat());
-    manager.wait_for_running("web", 4, LONG).unwrap();
+    manager.wait_for_running("web", 10, LONG).unwrap();
     let target = lab.host(3).port_v4(8080);
     wait_until("an answer", SHORT, || lab.client().ask(target).map(|_| true)).unwrap();
     let begun = Instant::now();
-    let asking = in_namespace_until(&lab, target);
-    let args = ["service", "update", "--env-add", "A=B", "--wait-timeout", "3m", "web"];
-    manager.shoal(&args).unwrap().ok().unwrap();
+    let asking = Asking::begin(&lab, target);
+    // One update is not long enough for so many.
+    let mut updates = 0;
+    while asking.answered() < CONNECTIONS && updates < 20 {
+        updates += 1;
+        let env = format!("UPDATE={updates}");
+        let args = ["service", "update", "--env-add", &env, "--wait-timeout", "5m", "web"];
+        manager.shoal(&args).unwrap().ok().unwrap();
+    }
     let (answered, failed) = asking.finish();
-    println!("{answered} answers in {:?}", begun.elapsed());
-    assert!(answered > 100, "{answered}");
+    println!("{answered} answers in {:?}, during {updates} updates", begun.elapsed());
+    assert!(answered >= CONNECTIONS, "{answered}");
     assert_eq!(failed, Vec::<String>::new());
 }
 
-/// A client that asks without a pause.
+/// Clients that ask without a pause.
 struct Asking {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: std::thread::JoinHandle<anyhow::Result<(u64, Vec<String>)>>,
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<anyhow::Result<Vec<String>>>>,
 }
 
 impl Asking {
-    fn finish(self) -> (u64, Vec<String>) {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.thread.join().unwrap().unwrap()
-    }
-}
+    const CLIENTS: usize = 4;
+    /// So many tell what is wrong.
+    const FAILURES_MAX: usize = 20;
 
-fn in_namespace_until(lab: &Lab, target: SocketAddr) -> Asking {
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (asked, path) = (std::sync::Arc::clone(&stop), lab.client().netns());
-    let thread = std::thread::spawn(move || {
-        in_namespace(&path, move || {
-            let (mut answered, mut failed) = (0, Vec::new());
-            while !asked.load(std::sync::atomic::Ordering::Relaxed) {
-                match ask_tcp(target) {
-                    Ok(_) => answered += 1,
-                    Err(error) => failed.push(format!("{error:#}")),
-                }
-            }
-            Ok((answered, failed))
-        })
-    });
-    Asking { stop, thread }
+    fn begin(lab: &Lab, target: SocketAddr) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let thread = |_| {
+            let (stop, answered, path) =
+                (Arc::clone(&stop), Arc::clone(&answered), lab.client().netns());
+            std::thread::spawn(move || {
+                in_namespace(&path, move || {
+                    let mut failed = Vec::new();
+                    while !stop.load(Relaxed) && failed.len() < Self::FAILURES_MAX {
+                        match ask_tcp(target) {
+                            Ok(_) => drop(answered.fetch_add(1, Relaxed)),
+                            Err(error) => failed.push(format!("{error:#}")),
+                        }
+                    }
+                    Ok(failed)
+                })
+            })
+        };
+        let threads = (0..Self::CLIENTS).map(thread).collect();
+        Self { stop, answered, threads }
+    }
+
+    fn answered(&self) -> u64 {
+        self.answered.load(Relaxed)
+    }
+
+    fn finish(self) -> (u64, Vec<String>) {
+        self.stop.store(true, Relaxed);
+        let failed = self.threads.into_iter().flat_map(|one| one.join().unwrap().unwrap());
+        let failed = failed.collect();
+        (self.answered.load(Relaxed), failed)
+    }
 }
 
 #[test]
