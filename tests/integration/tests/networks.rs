@@ -238,3 +238,30 @@ fn names_and_traffic_go_on_without_the_daemon_and_what_is_deleted_comes_back() {
     ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
     assert_eq!(third.resolve(&task.id, "a", "db").unwrap(), [vip]);
 }
+
+/// A stop is held back for a node that hangs, not for ever, and the node is named on the service.
+#[test]
+fn who_does_not_let_go_of_a_task_in_time_is_named_on_its_service() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    create(manager, &["--name", "web", "-p", "8080:80", "--replicas", "3"]);
+    manager.wait_for_running("web", 3, LONG).unwrap();
+    let leader = manager.leader().unwrap();
+    let hangs = lab.hosts()[1..].iter().find(|host| host.name() != leader).unwrap();
+    let reasons = || -> anyhow::Result<String> {
+        Ok(manager.shoal(&["service", "inspect", "web"])?.json()?[0]["Reasons"].to_string())
+    };
+    hangs.freeze().unwrap();
+    manager.shoal(&["service", "scale", "-d", "web=1"]).unwrap().ok().unwrap();
+    wait_until("the node's name on the service", SHORT, || {
+        let text = reasons()?;
+        Ok(text.contains("still-sent-to") && text.contains(hangs.name()))
+    })
+    .unwrap();
+    hangs.thaw().unwrap();
+    manager.wait_for_nodes(3, LONG).unwrap();
+    manager.shoal(&["service", "scale", "-d", "web=2"]).unwrap().ok().unwrap();
+    manager.wait_for_running("web", 2, LONG).unwrap();
+    manager.shoal(&["service", "scale", "-d", "web=1"]).unwrap().ok().unwrap();
+    wait_until("the reason to go", LONG, || Ok(!reasons()?.contains("still-sent-to"))).unwrap();
+}

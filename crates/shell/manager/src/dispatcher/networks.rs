@@ -8,10 +8,12 @@ use base::Millis;
 use dispatch::Overdue;
 use ports::Clock;
 use ports::store::Store;
-use types::{NetworkId, Node, NodeId, NodeState, limits::SUSPICION_PERIOD};
+use state::{Author, Change, ChangeSet, Plan, Snapshot};
+use types::limits::{DEPARTURE_WAIT_MAX, SUSPICION_PERIOD};
+use types::{NetworkId, Node, NodeId, NodeState, Reason};
 use wire::v1;
 
-use super::run::Dispatcher;
+use super::run::{Dispatcher, dispatch_atom};
 
 /// Of the nodes that are watched, at most one in so many may be suspected: more are a sign of
 /// trouble at the manager's own end.
@@ -92,12 +94,16 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         let mut known = std::collections::BTreeMap::new();
         let passed = |network: NetworkId| *known.entry(network).or_insert_with(|| lowest(network));
         let (gone, overdue) = self.departures.let_go(self.clock.monotonic(), passed);
+        for service in gone.iter().filter_map(|task| Some(self.told.task(*task)?.service)) {
+            self.laggards.entry(service).or_default();
+        }
         overdue.iter().for_each(|one| self.name_laggards(one));
         let nodes = gone.iter().filter_map(|task| self.told.task(*task)?.node);
         self.dirty.extend(nodes);
     }
 
-    fn name_laggards(&self, overdue: &Overdue) {
+    fn name_laggards(&mut self, overdue: &Overdue) {
+        let service = self.told.task(overdue.task).map(|task| task.service);
         for network in &overdue.networks {
             for node in self.directory.members(*network) {
                 let behind = self.sessions.get(&node).filter(|s| s.programmed < overdue.index);
@@ -107,9 +113,39 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                         task.id = %task, node.id = %node, name,
                         "node still sends to a task that is stopped now"
                     );
+                    service.map(|id| self.laggards.entry(id).or_default().insert(node));
                 }
             }
         }
+    }
+
+    /// What stands on services of nodes that were too slow; it goes when the next ones to leave
+    /// are let go in time.
+    pub(super) fn take_laggards(&mut self, view: &Snapshot) -> Vec<ChangeSet> {
+        let (now, decider) = (self.clock.now(), Author::Dispatch.name());
+        let mut plan = Plan::default();
+        for (id, nodes) in std::mem::take(&mut self.laggards) {
+            let Some(service) = view.service(id) else { continue };
+            let known = service.reasons.iter().find(|reason| reason.decider == decider);
+            let names: Vec<&str> =
+                nodes.iter().filter_map(|id| Some(view.node(*id)?.hostname())).collect();
+            let reason = (!names.is_empty()).then(|| Reason {
+                decider: decider.into(),
+                code: "still-sent-to".into(),
+                message: format!(
+                    "a task was stopped though {} still sent to it after {} s",
+                    names.join(", "),
+                    DEPARTURE_WAIT_MAX.0 / 1_000
+                ),
+                count: names.len() as u64,
+                since: now,
+            });
+            if plan.rewrites_reason(now, known, reason.as_ref()) {
+                let change = Change::SetReason { service: id, decider: decider.into(), reason };
+                plan.atoms.push(dispatch_atom(change));
+            }
+        }
+        plan.atoms
     }
 
     /// Tells what changed of the networks to whom it concerns.

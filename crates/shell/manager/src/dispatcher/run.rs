@@ -13,7 +13,9 @@ use state::{Author, Change, ChangeSet, Event, Proposal, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use types::limits::SUSPICION_PERIOD;
-use types::{NodeDescription, NodeId, NodeRole, NodeState, NodeStatus, TaskId, TaskStatus};
+use types::{
+    NodeDescription, NodeId, NodeRole, NodeState, NodeStatus, ServiceId, TaskId, TaskStatus,
+};
 use wire::v1::manager_message::Message as Out;
 use wire::v1::node_message::Message as In;
 use wire::v1::{self, ManagerMessage, NodeMessage};
@@ -45,6 +47,8 @@ pub struct Dispatcher<S, C> {
     pub(super) reports: BTreeMap<TaskId, TaskStatus>,
     pub(super) statuses: BTreeMap<NodeId, NodeStatus>,
     descriptions: BTreeMap<NodeId, NodeDescription>,
+    /// Services of whose tasks some have left lately, and who did not let go of them in time.
+    pub(super) laggards: BTreeMap<ServiceId, BTreeSet<NodeId>>,
     subscriptions: BTreeMap<base::Id, BTreeSet<NodeId>>,
     /// The state that nodes are told of: the one that the directory was derived from.
     pub(super) told: Snapshot,
@@ -88,6 +92,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             reports: BTreeMap::new(),
             statuses: BTreeMap::new(),
             descriptions: BTreeMap::new(),
+            laggards: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             told: Snapshot::default(),
             directory: Directory::default(),
@@ -421,6 +426,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 atoms.push(dispatch_atom(Change::SetNodeStatus { id, status }));
             }
         }
+        atoms.extend(self.take_laggards(view));
         let mut reports = Vec::new();
         while reports.len() < REPORTS_PER_PROPOSAL_MAX {
             let Some(report) = self.reports.pop_first() else { break };
@@ -467,7 +473,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     }
 }
 
-fn dispatch_atom(change: Change) -> ChangeSet {
+pub(super) fn dispatch_atom(change: Change) -> ChangeSet {
     ChangeSet::one(Author::Dispatch, change)
 }
 
