@@ -67,10 +67,10 @@ impl<'a> Given<'a> {
     }
 
     fn is_free(&self, network: NetworkId, address: IpAddr) -> bool {
-        let rests = self.view.rests_until(Resting::Address(network, address));
+        let rests = self.view.rests(Resting::Address(network, address), self.now);
         self.view.holder(network, address).is_none()
             && !self.taken.contains(&(network, address))
-            && rests.is_none_or(|until| until <= self.now)
+            && !rests
             && self.view.fixed_for(network, address).is_none()
     }
 

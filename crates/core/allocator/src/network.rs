@@ -73,7 +73,7 @@ fn free_vni(view: &Snapshot, now: Timestamp, cluster: &Cluster) -> Option<u32> {
     let (min, max) = (limits::VNI_MIN, limits::VNI_MAX);
     let next = cluster.next_vni.clamp(min, max);
     let free = |vni: &u32| {
-        let rests = view.rests_until(Resting::Vni(*vni)).is_some_and(|until| until > now);
+        let rests = view.rests(Resting::Vni(*vni), now);
         let asked = || view.networks().any(|network| network.spec.vni() == Some(*vni));
         view.network_of_vni(*vni).is_none() && !rests && !asked()
     };

@@ -213,11 +213,11 @@ fn dynamic_port(
     let next = cluster.and_then(|cluster| cluster.next_ports.get(&protocol)).copied();
     let next = next.unwrap_or(min).clamp(min, max);
     let free = |number: &u16| {
-        let rests = view.rests_until(Resting::Port(protocol, *number));
+        let rests = view.rests(Resting::Port(protocol, *number), now);
         free_here(*number)
             && view.mesh_port(protocol, *number).is_none()
             && view.asking_for_port(protocol, *number).next().is_none()
-            && rests.is_none_or(|until| until <= now)
+            && !rests
     };
     let number = (next..=max).chain(min..next).find(free).ok_or_else(|| {
         let text = format!("no {} port is left between {min} and {max}", protocol.name());

@@ -259,6 +259,7 @@ impl Snapshot {
         if self.nodes.len() >= limits::NODES_MAX {
             return Err(Refusal::Full { what: "nodes", max: limits::NODES_MAX });
         }
+        self.net.reindex_node(node.id, Some(node));
         self.nodes.insert(node.id, Arc::new(Node { meta: born(stamp), ..node.clone() }));
         events.push(Event::Node(node.id));
         Ok(())
@@ -291,6 +292,7 @@ impl Snapshot {
         let mut node = (**self.nodes.get(&id).ok_or_else(|| missing("node", &id))?).clone();
         change(&mut node);
         touch(&mut node.meta, stamp);
+        self.net.reindex_node(id, Some(&node));
         self.nodes.insert(id, Arc::new(node));
         events.push(Event::Node(id));
         Ok(())
@@ -317,6 +319,7 @@ impl Snapshot {
         events: &mut Vec<Event>,
     ) -> Result<(), Refusal> {
         self.nodes.remove(&id).ok_or_else(|| missing("node", &id))?;
+        self.net.reindex_node(id, None);
         let past: Vec<NodeId> = self
             .removed
             .iter()

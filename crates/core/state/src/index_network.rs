@@ -6,7 +6,9 @@
 use std::net::IpAddr;
 
 use base::Timestamp;
-use types::{Attachment, NetworkId, NodeId, Service, Task, TaskState, limits};
+use types::{
+    Attachment, ConditionCode, NetworkId, Node, NodeId, NodeState, Service, Task, TaskState, limits,
+};
 
 use crate::networks::Networks;
 use crate::{Holder, Resting};
@@ -155,10 +157,22 @@ impl Networks {
         }
     }
 
+    /// Keeps which nodes are behind; `new` is what the node is now.
+    pub(crate) fn reindex_node(&mut self, id: NodeId, new: Option<&Node>) {
+        let behind = |node: &Node| {
+            node.status.state != NodeState::Down && node.status.has(ConditionCode::DataPathBehind)
+        };
+        match new.is_some_and(behind) {
+            true => drop(self.behind.insert(id)),
+            false => drop(self.behind.remove(&id)),
+        }
+    }
+
     /// Something is free from now on; what has rested long enough is forgotten.
     pub(crate) fn rest_now(&mut self, now: Timestamp, what: Resting) {
         while let Some((until, past)) = self.resting_until.get_min().copied()
             && until <= now
+            && self.behind.is_empty()
         {
             self.resting_until.remove(&(until, past));
             self.resting.remove(&past);

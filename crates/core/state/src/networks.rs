@@ -8,13 +8,16 @@ use std::net::IpAddr;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Arc;
 
-use base::Timestamp;
+use base::{Millis, Timestamp};
 use imbl::{OrdMap, OrdSet};
 use types::{
     Network, NetworkId, NodeId, PortProtocol, PublishMode, Service, ServiceId, Task, TaskId,
 };
 
 use crate::Snapshot;
+
+/// How soon it is looked again whether the last node has caught up.
+const BEHIND_RETRY_PERIOD: Millis = Millis::from_secs(5);
 
 /// Who holds an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +41,8 @@ pub(crate) struct Networks {
     /// Freed, and not to be given out in the circle until then.
     pub(crate) resting: OrdMap<Resting, Timestamp>,
     pub(crate) resting_until: OrdSet<(Timestamp, Resting)>,
+    /// Live nodes that have not carried out what they were told: meanwhile no rest ends.
+    pub(crate) behind: OrdSet<NodeId>,
     pub(crate) names: OrdMap<Arc<str>, NetworkId>,
     pub(crate) vnis: OrdMap<u32, NetworkId>,
     pub(crate) ingress: Option<NetworkId>,
@@ -110,10 +115,11 @@ impl Snapshot {
         self.net.fixed.get(&(network, address)).copied()
     }
 
-    /// Until when something is not to be given out again; `None`: it does not rest.
+    /// Whether something was freed so lately that a node may still lead to who had it.
     #[must_use]
-    pub fn rests_until(&self, what: Resting) -> Option<Timestamp> {
-        self.net.resting.get(&what).copied()
+    pub fn rests(&self, what: Resting, now: Timestamp) -> bool {
+        let until = self.net.resting.get(&what);
+        until.is_some_and(|until| *until > now || !self.net.behind.is_empty())
     }
 
     /// All that rests, also what has rested long enough and was not looked at since.
@@ -121,9 +127,12 @@ impl Snapshot {
         self.net.resting.iter().map(|(what, until)| (*what, *until))
     }
 
-    /// When the next thing has rested, after `now`.
+    /// When the next thing may have rested, after `now`.
     #[must_use]
     pub fn next_rested(&self, now: Timestamp) -> Option<Timestamp> {
+        if !self.net.behind.is_empty() && !self.net.resting.is_empty() {
+            return Some(now + BEHIND_RETRY_PERIOD);
+        }
         let after = (Excluded((now, Resting::Vni(u32::MAX))), Unbounded);
         self.net.resting_until.range(after).next().map(|(until, _)| *until)
     }

@@ -53,6 +53,7 @@ impl Restore {
     }
 
     pub fn node(&mut self, node: Node) {
+        self.state.net.reindex_node(node.id, Some(&node));
         self.state.nodes.insert(node.id, Arc::new(node));
     }
 

@@ -85,6 +85,11 @@ pub const MESH_PORT_MAX: u16 = 32_767;
 /// after it was freed: names and flows that still point to it must not reach somebody else.
 pub const REST_PERIOD: Millis = Millis::from_secs(60);
 
+/// A node that has not carried out for so long what it was told of its networks is marked, and while
+/// it is nothing ends its rest. A rebased wait may take twice as long: that is less than a rest.
+pub const BEHIND_AFTER: Millis = Millis::from_secs(20);
+const _: () = assert!(2 * BEHIND_AFTER.0 < REST_PERIOD.0);
+
 /// A clock that differs more from the managers' is marked, and its manager does not lead.
 pub const CLOCK_TOLERANCE: Millis = Millis::from_secs(10);
 /// Tasks of a node that is down for this long are given up, as Swarm's.

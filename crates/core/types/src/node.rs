@@ -165,16 +165,19 @@ pub enum ConditionCode {
     FirewallDrops = 5,
     /// Connections are about to find no room in the kernel's table.
     ConntrackFull = 6,
+    /// It answers, but has not carried out for long what it was told of its networks.
+    DataPathBehind = 7,
 }
 
 impl ConditionCode {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ClockOff,
         Self::DiskFull,
         Self::StoreStopped,
         Self::PortTaken,
         Self::FirewallDrops,
         Self::ConntrackFull,
+        Self::DataPathBehind,
     ];
 
     #[must_use]

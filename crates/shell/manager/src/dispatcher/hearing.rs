@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use dispatch::{Reading, Verdict, lost_tasks};
 use ports::Clock;
 use ports::store::Store;
+use types::limits::BEHIND_AFTER;
 use types::{Condition, ConditionCode, NodeId, NodeState, NodeStatus, TaskId, TaskStatus};
 use wire::v1;
 use wire::v1::manager_message::Message as Out;
@@ -67,6 +68,11 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         };
         let told = self.sessions.get(&node).and_then(|session| session.conditions.clone());
         let mut conditions = told.unwrap_or_else(|| kept(false).collect());
+        conditions.retain(|condition| condition.code != ConditionCode::DataPathBehind);
+        let behind = self.sessions.get(&node).and_then(|s| s.is_behind(self.clock.monotonic()));
+        if behind.unwrap_or_else(|| known.has(ConditionCode::DataPathBehind)) {
+            conditions.push(data_path_behind());
+        }
         let managers = self.connected_managers();
         match self.clocks.judge(node, &managers) {
             Verdict::Unknown => conditions.extend(kept(true)),
@@ -124,12 +130,20 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     }
 }
 
-/// What a node may say of itself, bounded; its clock is for the managers to judge.
+fn data_path_behind() -> Condition {
+    let seconds = BEHIND_AFTER.0 / 1_000;
+    let message = format!(
+        "networks are not as the managers said for over {seconds} s: see the log of its daemon"
+    );
+    Condition { code: ConditionCode::DataPathBehind, message }
+}
+
+/// What a node may say of itself, bounded; its clock, and how far it is, the managers judge.
 fn reported(conditions: Vec<v1::Condition>) -> Vec<Condition> {
     let mut known: Vec<Condition> = Vec::new();
     for condition in conditions.into_iter().take(ConditionCode::ALL.len()) {
         let Ok(mut condition) = Condition::try_from(condition) else { continue };
-        if condition.code == ConditionCode::ClockOff {
+        if matches!(condition.code, ConditionCode::ClockOff | ConditionCode::DataPathBehind) {
             continue;
         }
         let end = condition.message.floor_char_boundary(CONDITION_BYTES_MAX);

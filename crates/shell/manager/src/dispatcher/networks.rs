@@ -10,7 +10,7 @@ use ports::Clock;
 use ports::store::Store;
 use state::{Author, Change, ChangeSet, Plan, Snapshot};
 use types::limits::{DEPARTURE_WAIT_MAX, SUSPICION_PERIOD};
-use types::{NetworkId, Node, NodeId, NodeState, Reason};
+use types::{ConditionCode, NetworkId, Node, NodeId, NodeState, Reason};
 use wire::v1;
 
 use super::run::{Dispatcher, dispatch_atom};
@@ -25,9 +25,13 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         let epoch = self.view.cluster().map_or(0, |cluster| cluster.epoch);
         let Some(session) = self.sessions.get_mut(&node) else { return };
         if done.epoch == epoch {
-            session.programmed = session.programmed.max(done.index);
+            session.passes(done.index, self.clock.monotonic());
             if self.departures.next_deadline().is_some() {
                 self.flush_soon();
+            }
+            let behind = ConditionCode::DataPathBehind;
+            if self.view.node(node).is_some_and(|known| known.status.has(behind)) {
+                self.set_status(node, NodeState::Ready, "");
             }
         }
     }
@@ -150,9 +154,10 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 
     /// Tells what changed of the networks to whom it concerns.
     pub(super) fn tell_directory(&mut self) {
+        let now = self.clock.monotonic();
         for node in self.directory.take_touched() {
             let Some(session) = self.sessions.get_mut(&node) else { continue };
-            if !session.update_directory(&self.told, node, &self.directory) {
+            if !session.update_directory(&self.told, node, &self.directory, now) {
                 tracing::warn!(node.id = %node, "node does not take its messages, disconnected");
                 self.end_session(node);
             }

@@ -367,7 +367,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             let holds = |task: &types::Task| {
                 departures.holds(task.id, directory.networks_of(task.id), index, now)
             };
-            let kept = session.update_directory(&self.told, node, directory)
+            let kept = session.update_directory(&self.told, node, directory, now)
                 && session.update(&self.told, node, holds);
             if !kept {
                 tracing::warn!(node.id = %node, "node does not take its messages, disconnected");

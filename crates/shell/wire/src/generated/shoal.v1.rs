@@ -1027,6 +1027,7 @@ pub enum ConditionCode {
     PortTaken = 4,
     FirewallDrops = 5,
     ConntrackFull = 6,
+    DataPathBehind = 7,
 }
 impl ConditionCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1042,6 +1043,7 @@ impl ConditionCode {
             Self::PortTaken => "CONDITION_CODE_PORT_TAKEN",
             Self::FirewallDrops => "CONDITION_CODE_FIREWALL_DROPS",
             Self::ConntrackFull => "CONDITION_CODE_CONNTRACK_FULL",
+            Self::DataPathBehind => "CONDITION_CODE_DATA_PATH_BEHIND",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1054,6 +1056,7 @@ impl ConditionCode {
             "CONDITION_CODE_PORT_TAKEN" => Some(Self::PortTaken),
             "CONDITION_CODE_FIREWALL_DROPS" => Some(Self::FirewallDrops),
             "CONDITION_CODE_CONNTRACK_FULL" => Some(Self::ConntrackFull),
+            "CONDITION_CODE_DATA_PATH_BEHIND" => Some(Self::DataPathBehind),
             _ => None,
         }
     }
