@@ -31,6 +31,8 @@ fn what_is_wrong_is_named() {
         (&["node", "inspect", "nosuch"], "nosuch"),
         (&["swarm", "init"], "already part of a swarm"),
         (&["swarm", "update", "--cert-expiry", "1m"], "--cert-expiry"),
+        (&["swarm", "update", "--default-addr-pool", "10.0.0.0/28"], "--default-addr-pool"),
+        (&["swarm", "update", "--default-addr-pool", "10.7.0.0/16"], "overlaps with 10.0.0.0/8"),
         (&["swarm", "update", "--dispatcher-heartbeat", "1ms"], "--dispatcher-heartbeat"),
     ] {
         let error = manager.shoal(args).unwrap().failure().unwrap();
@@ -41,6 +43,11 @@ fn what_is_wrong_is_named() {
         assert!(error.contains("This node is not a swarm manager. Worker nodes can't"), "{error}");
     }
     assert!(manager.shoal(&["service", "ls", "-q"]).unwrap().ok().unwrap().is_empty());
+    let args = ["swarm", "update", "--default-addr-pool", "172.30.0.0/16"];
+    manager.shoal(&args).unwrap().ok().unwrap();
+    let info = manager.shoal(&["info", "--format", "json"]).unwrap().json().unwrap();
+    let pools = info["Swarm"]["Cluster"]["DefaultAddrPool"].clone();
+    assert_eq!(pools, serde_json::json!(["10.0.0.0/8", "172.30.0.0/16"]), "{info}");
 }
 
 #[test]

@@ -71,7 +71,12 @@ impl Decider for Allocator {
                     dirty.extend(waiting_services(view));
                 }
             }
-            Event::Node(_) | Event::Cluster => {}
+            // There may be further pools.
+            Event::Cluster => {
+                dirty.extend(waiting_networks(view));
+                dirty.extend(waiting_services(view));
+            }
+            Event::Node(_) => {}
         }
     }
 

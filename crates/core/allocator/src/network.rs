@@ -9,11 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use base::Timestamp;
 use ipnet::{IpNet, Ipv4Net};
 use state::{Author, Change, ChangeSet, Plan, Resting, Snapshot};
-use types::{Cluster, Family, Network, NetworkDriver, NetworkId, Subnet, limits};
+use types::{
+    Cluster, Family, Network, NetworkDriver, NetworkId, POOL_DEFAULT, POOL_MASK, Subnet, limits,
+};
 
-/// Docker's pool, and the length of the subnets that are cut of it.
-const POOL: &str = "10.0.0.0/8";
-const POOL_MASK: u8 = 24;
 /// Every link of its own (RFC 4291, section 2.5.4).
 const PREFIX_V6: u8 = 64;
 /// Of Ethernet, where no node has said another.
@@ -114,9 +113,9 @@ fn further(
 /// Pools with the length of their subnets; what cannot be one was refused when it was set.
 fn pools(cluster: &Cluster) -> impl Iterator<Item = (Ipv4Net, u8)> {
     let length = u8::try_from(cluster.address_pool_mask).ok().filter(|length| *length != 0);
-    let length = length.unwrap_or(POOL_MASK);
+    let length = length.unwrap_or(POOL_MASK as u8);
     let own = cluster.address_pools.iter().map(String::as_str);
-    let default = cluster.address_pools.is_empty().then_some(POOL);
+    let default = cluster.address_pools.is_empty().then_some(POOL_DEFAULT);
     own.chain(default).filter_map(move |text| Some((text.parse().ok()?, length)))
 }
 

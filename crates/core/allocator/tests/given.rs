@@ -257,6 +257,27 @@ fn a_full_network_takes_a_further_subnet_of_the_pool() {
 }
 
 #[test]
+fn who_waits_for_a_subnet_gets_one_of_a_further_pool() {
+    let mut world = World::new();
+    let pools = |world: &mut World, pools: &[&str]| {
+        let pools = pools.iter().map(|&text| text.to_owned()).collect();
+        world.try_apply(Author::Api, Change::AddAddressPools(pools))
+    };
+    pools(&mut world, &["10.77.0.0/24"]).unwrap();
+    let (first, second) = (world.network(1, ""), world.network(2, ""));
+    let net = |world: &World, id| {
+        world.view.network(id).unwrap().subnets.first().map(|subnet| subnet.net.to_string())
+    };
+    assert_eq!(net(&world, first).as_deref(), Some("10.77.0.0/24"));
+    assert_eq!(net(&world, second), None);
+    for bad in ["10.77.0.0/23", "10.0.0.0/28", "fd00::/64", "ten"] {
+        assert!(matches!(pools(&mut world, &[bad]), Err(Refusal::Invalid(_))), "{bad}");
+    }
+    pools(&mut world, &["10.78.0.0/16"]).unwrap();
+    assert_eq!(net(&world, second).as_deref(), Some("10.78.0.0/24"));
+}
+
+#[test]
 fn subnets_keep_off_the_routes_of_every_node() {
     let mut world = World::new();
     let mut description = world.view.node(node_id("b")).unwrap().description.clone();

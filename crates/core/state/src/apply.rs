@@ -126,6 +126,7 @@ impl Snapshot {
             Change::UpdateCluster { expect, spec } => {
                 self.update_cluster(stamp, *expect, spec, events)
             }
+            Change::AddAddressPools(pools) => self.add_pools(stamp, pools, events),
             Change::SetJoinTokens { worker, manager } => self.with_cluster(stamp, events, |c| {
                 c.worker_token.clone_from(worker);
                 c.manager_token.clone_from(manager);
@@ -230,6 +231,19 @@ impl Snapshot {
             c.spec.clone_from(spec);
             c.meta.spec_version = stamp.index;
         })
+    }
+
+    fn add_pools(
+        &mut self,
+        stamp: Stamp,
+        pools: &[String],
+        events: &mut Vec<Event>,
+    ) -> Result<(), Refusal> {
+        let known = self.cluster.as_ref().map(|c| (c.address_pools.clone(), c.address_pool_mask));
+        let (mut all, mask) = known.unwrap_or_default();
+        all.extend_from_slice(pools);
+        types::check_address_pools(&all, mask).map_err(Refusal::Invalid)?;
+        self.with_cluster(stamp, events, |c| c.address_pools = all)
     }
 
     pub(crate) fn with_cluster(

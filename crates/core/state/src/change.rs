@@ -20,6 +20,8 @@ pub enum Change {
         expect: u64,
         spec: Box<ClusterSpec>,
     },
+    /// Further pools, behind those that the cluster has.
+    AddAddressPools(Vec<String>),
     SetJoinTokens {
         worker: String,
         manager: String,
@@ -169,6 +171,7 @@ impl Author {
         match change {
             Change::CreateCluster(_)
             | Change::UpdateCluster { .. }
+            | Change::AddAddressPools(_)
             | Change::SetJoinTokens { .. }
             | Change::CreateNode(_)
             | Change::UpdateNode { .. }

@@ -21,8 +21,8 @@ mod task;
 
 pub use capability::{CAPABILITIES, Capability};
 pub use check::{
-    POOL_MASK, check_address_pools, check_cluster_spec, check_labels, check_network_spec,
-    check_node_spec,
+    POOL_DEFAULT, POOL_MASK, check_address_pools, check_cluster_spec, check_labels,
+    check_network_spec, check_node_spec,
 };
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};

@@ -123,6 +123,9 @@ fn change_to_wire(change: &Change) -> form::Change {
             expect: *expect,
             spec: Some((&**spec).into()),
         }),
+        Change::AddAddressPools(pools) => {
+            Form::AddAddressPools(form::AddressPools { pools: pools.clone() })
+        }
         Change::SetJoinTokens { worker, manager } => Form::SetJoinTokens(form::SetJoinTokens {
             worker: worker.clone(),
             manager: manager.clone(),
@@ -300,6 +303,7 @@ fn change_from_wire(form: form::Change) -> Result<Change, Fault> {
             expect: f.expect,
             spec: Box::new(needed_plain(f.spec, "spec")?),
         },
+        Form::AddAddressPools(f) => Change::AddAddressPools(f.pools),
         Form::SetJoinTokens(f) => Change::SetJoinTokens { worker: f.worker, manager: f.manager },
         Form::CreateNode(node) => Change::CreateNode(Box::new(node.try_into()?)),
         Form::UpdateNode(f) => Change::UpdateNode {
@@ -616,6 +620,44 @@ mod tests {
         }
     }
 
+    fn network_changes(service: types::ServiceId, task: TaskId) -> Vec<Change> {
+        let network = types::NetworkId(base::Id::from_u128(77).unwrap());
+        let v4 = Some(std::net::Ipv4Addr::new(10, 1, 0, 5));
+        let v6 = Some(std::net::Ipv6Addr::LOCALHOST);
+        let (net, range) = ("10.1.0.0/16".parse().unwrap(), "10.1.4.0/24".parse().ok());
+        let subnet = types::Subnet { cursor: 9, ..types::Subnet::new(net, range, None) };
+        let pool = types::IpamPool { subnet: Some(net), range, gateway: v4.map(Into::into) };
+        let spec = types::NetworkSpec {
+            name: "back".into(),
+            attachable: true,
+            internal: true,
+            ipv6: true,
+            ipam: vec![pool],
+            options: [("k".to_owned(), "v".to_owned())].into(),
+            ..types::NetworkSpec::default()
+        };
+        let port = types::PortSpec {
+            name: "web".into(),
+            protocol: types::PortProtocol::Sctp,
+            target: 80,
+            published: 30_000,
+            mode: types::PublishMode::Host,
+            host: "eth0".into(),
+        };
+        let vip = types::VirtualAddress { network, v4, v6 };
+        let endpoint = Arc::new(types::Endpoint { vips: vec![vip], ports: vec![port] });
+        let one = types::Attachment { network, v4, v6: None };
+        let given = types::TaskNetwork { attachments: vec![one], mesh: Some(one) };
+        vec![
+            Change::CreateNetwork { id: network, spec: Arc::new(spec) },
+            Change::AllocateNetwork { id: network, vni: 5_000, mtu: 1_450, subnets: vec![subnet] },
+            Change::SetEndpoint { service, endpoint: Some(endpoint) },
+            Change::SetEndpoint { service, endpoint: None },
+            Change::AttachTasks(vec![(task, given)]),
+            Change::RemoveNetwork(network),
+        ]
+    }
+
     #[test]
     fn every_change_comes_back_whole() {
         let view = view();
@@ -623,7 +665,7 @@ mod tests {
         let service = view.service(service_id("web")).unwrap();
         let tasks: Vec<TaskId> = view.tasks().map(|task| task.id).collect();
         let status = view.task(tasks[0]).unwrap().status.clone();
-        let (id, expect) = (node.id, 7);
+        let (id, expect, first) = (node.id, 7, tasks[0]);
         let reason = types::Reason {
             decider: "scheduler".into(),
             code: "c".into(),
@@ -640,6 +682,7 @@ mod tests {
         let changes = vec![
             Change::CreateCluster(Box::new((**view.cluster().unwrap()).clone())),
             Change::UpdateCluster { expect, spec: Box::default() },
+            Change::AddAddressPools(vec!["10.0.0.0/8".into()]),
             Change::SetJoinTokens { worker: "w".into(), manager: "m".into() },
             Change::CreateNode(Box::new((**node).clone())),
             Change::UpdateNode { id, expect, spec: node.spec.clone() },
@@ -672,13 +715,14 @@ mod tests {
             Change::AssignTasks(tasks.iter().map(|task| (*task, id)).collect()),
             Change::DesireTasks { desired: types::TaskState::Remove, tasks: tasks.clone() },
             Change::ReportTasks(vec![(tasks[0], status)]),
-            Change::RemoveTasks(tasks),
+            Change::RemoveTasks(tasks.clone()),
             Change::SetTally {
                 service: service.id,
                 slot: SlotKey::Node(id),
                 tally: Some(types::Tally { attempts: 2, ..types::Tally::default() }),
             },
         ];
+        let changes = [changes, network_changes(service.id, first)].concat();
         let atoms = vec![ChangeSet { author: Author::Api, changes }];
         let proposal = Proposal { time: Timestamp(3), atoms };
         assert_eq!(decode_proposal(&encode_proposal(&proposal)).unwrap(), proposal);

@@ -56,8 +56,14 @@ impl InitPlan {
             format_level: types::limits::FORMAT_LEVEL,
             epoch: 1,
             data_path_port: data_path_port(request.data_path_port)?,
-            address_pools: request.address_pools.clone(),
-            address_pool_mask: request.address_pool_mask,
+            address_pools: match request.address_pools.is_empty() {
+                true => vec![types::POOL_DEFAULT.into()],
+                false => request.address_pools.clone(),
+            },
+            address_pool_mask: match request.address_pool_mask {
+                0 => types::POOL_MASK,
+                mask => mask,
+            },
             next_node_number: 1,
             ula_prefix: Some(ula_prefix(ids.mint().as_u128())),
             next_vni: types::limits::VNI_MIN,

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::{check_labels, check_list, check_name, check_text, unsupported};
 use crate::limits::{
-    FIXED_ADDRESSES_MAX, MTU_MAX, MTU_MIN, MTU_V6_MIN, NETWORKS_PER_SERVICE_MAX,
+    ADDRESS_POOLS_MAX, FIXED_ADDRESSES_MAX, MTU_MAX, MTU_MIN, MTU_V6_MIN, NETWORKS_PER_SERVICE_MAX,
     PORTS_PER_SERVICE_MAX, SUBNETS_PER_NETWORK_MAX, VNI_MAX,
 };
 use crate::{
@@ -67,6 +67,10 @@ pub fn check_address_pools(pools: &[String], mask: u32) -> Result<(), Fault> {
         let (min, max) = (PREFIX_V4.start(), PREFIX_V4.end());
         return Err(Fault::invalid(length, format!("must be between {min} and {max}")));
     }
+    if pools.len() > ADDRESS_POOLS_MAX {
+        let message = format!("at most {ADDRESS_POOLS_MAX} pools are allowed");
+        return Err(Fault::invalid("--default-addr-pool", message));
+    }
     let mut seen: Vec<IpNet> = Vec::new();
     for text in pools {
         let bad = |why: String| Err(Fault::invalid("--default-addr-pool", format!("{text} {why}")));
@@ -87,6 +91,8 @@ pub fn check_address_pools(pools: &[String], mask: u32) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Docker's pool, when nobody names another.
+pub const POOL_DEFAULT: &str = "10.0.0.0/8";
 /// Length of the subnets that are cut of the pools when nobody says another.
 pub const POOL_MASK: u32 = 24;
 

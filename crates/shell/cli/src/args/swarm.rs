@@ -31,6 +31,12 @@ pub(crate) struct Init {
     /// UDP port of the data path, 1024 to 49151 [default: 4789]
     #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub(crate) data_path_port: u32,
+    /// Pools that networks' subnets are cut of, in CIDR form [default: 10.0.0.0/8]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) default_addr_pool: Vec<String>,
+    /// Prefix length of the subnets that are cut of the pools [default: 24]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) default_addr_pool_mask_length: u32,
     #[command(flatten)]
     pub(crate) settings: Settings,
 }
@@ -96,6 +102,9 @@ pub(crate) struct Leave {
 #[derive(clap::Args, Debug)]
 #[command(arg_required_else_help = true)]
 pub(crate) struct Update {
+    /// Add pools that networks' subnets are cut of, in CIDR form; those there are stay
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) default_addr_pool: Vec<String>,
     #[command(flatten)]
     pub(crate) settings: Settings,
 }

@@ -41,6 +41,8 @@ async fn init(daemon: &mut Daemon, args: Init) -> Result<(), CliError> {
         data_path_port: port,
         availability: availability(args.addresses.availability).into(),
         spec: Some((&spec).into()),
+        address_pools: args.default_addr_pool,
+        address_pool_mask: args.default_addr_pool_mask_length,
         ..v1::InitRequest::default()
     };
     let answer = daemon.local.init(request).await?.into_inner();
@@ -76,7 +78,7 @@ async fn join(daemon: &mut Daemon, args: Join) -> Result<(), CliError> {
 }
 
 async fn update(daemon: &mut Daemon, args: &Update) -> Result<(), CliError> {
-    if args.settings.is_empty() {
+    if args.settings.is_empty() && args.default_addr_pool.is_empty() {
         return Err(CliError::usage("swarm update", "name a setting to change"));
     }
     let mut attempt = 1;
@@ -87,6 +89,7 @@ async fn update(daemon: &mut Daemon, args: &Update) -> Result<(), CliError> {
         let request = v1::UpdateClusterRequest {
             spec_version: cluster.meta.unwrap_or_default().spec_version,
             spec: Some((&spec).into()),
+            add_address_pools: args.default_addr_pool.clone(),
         };
         match daemon.control.update_cluster(request).await.map_err(CliError::from) {
             Err(error) if error.code == Some(ErrorCode::OutOfDate) && attempt < ATTEMPTS_MAX => {

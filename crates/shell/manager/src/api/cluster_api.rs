@@ -30,7 +30,9 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let spec: types::ClusterSpec = spec.into();
         types::check_cluster_spec(&spec)?;
         let change = Change::UpdateCluster { expect: request.spec_version, spec: Box::new(spec) };
-        self.write(vec![change]).await?;
+        let pools = request.add_address_pools;
+        let further = (!pools.is_empty()).then_some(Change::AddAddressPools(pools));
+        self.write(std::iter::once(change).chain(further).collect()).await?;
         Ok(cluster_view(cluster(&self.store.snapshot())?))
     }
 

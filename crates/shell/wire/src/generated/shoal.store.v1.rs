@@ -23,7 +23,7 @@ pub struct ChangeSet {
 pub struct Change {
     #[prost(
         oneof = "change::Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 32"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -89,6 +89,8 @@ pub mod change {
         SetEndpoint(super::SetEndpoint),
         #[prost(message, tag = "29")]
         AttachTasks(super::AttachTasks),
+        #[prost(message, tag = "32")]
+        AddAddressPools(super::AddressPools),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -97,6 +99,11 @@ pub struct UpdateClusterSpec {
     pub expect: u64,
     #[prost(message, optional, tag = "2")]
     pub spec: ::core::option::Option<super::super::v1::ClusterSpec>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddressPools {
+    #[prost(string, repeated, tag = "1")]
+    pub pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetJoinTokens {

@@ -1167,6 +1167,9 @@ pub struct UpdateClusterRequest {
     pub spec_version: u64,
     #[prost(message, optional, tag = "2")]
     pub spec: ::core::option::Option<ClusterSpec>,
+    /// CIDR; further pools, behind those that the cluster has.
+    #[prost(string, repeated, tag = "3")]
+    pub add_address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetJoinTokensRequest {}
