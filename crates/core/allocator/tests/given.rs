@@ -432,7 +432,7 @@ proptest! {
     /// After any history nothing is held twice, nothing is leaked, and a fixpoint is one: deciding
     /// about everything once more changes nothing.
     #[test]
-    fn any_history_leaves_everything_with_one_holder(steps in prop::collection::vec(step(), 1..80)) {
+    fn any_history_leaves_one_holder_each(steps in prop::collection::vec(step(), 1..80)) {
         let mut world = World::new();
         let spec = Arc::new(NetworkSpec::ingress());
         world.apply(Author::Api, Change::CreateNetwork { id: id(999), spec });

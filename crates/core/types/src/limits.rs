@@ -87,8 +87,8 @@ pub const REST_PERIOD: Millis = Millis::from_secs(60);
 
 /// Pools that subnets of networks are cut of.
 pub const ADDRESS_POOLS_MAX: usize = 64;
-/// A node that has not carried out for so long what it was told of its networks is marked, and while
-/// it is nothing ends its rest. A rebased wait may take twice as long: that is less than a rest.
+/// A node that has not carried out for so long what it was told of its networks is marked, and
+/// while it is nothing ends its rest. A rebased wait may take twice as long: less than a rest.
 pub const BEHIND_AFTER: Millis = Millis::from_secs(20);
 const _: () = assert!(2 * BEHIND_AFTER.0 < REST_PERIOD.0);
 

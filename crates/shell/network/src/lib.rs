@@ -47,6 +47,7 @@ use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
 
+use crate::drain::Looks;
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
@@ -77,6 +78,7 @@ struct Inner {
     gate: tokio::sync::Mutex<()>,
     node: Mutex<Node>,
     subnet: Ipv4Net,
+    looks: Looks,
     reservations: watch::Sender<BTreeSet<PortBinding>>,
     conditions: watch::Sender<Vec<Condition>>,
 }
@@ -98,6 +100,7 @@ impl DataPath {
             gate: tokio::sync::Mutex::new(()),
             node: Mutex::new(node),
             subnet,
+            looks: Looks::default(),
             reservations,
             conditions: watch::Sender::new(Vec::new()),
         };
@@ -232,7 +235,10 @@ impl DataPath {
 
 impl Network for DataPath {
     async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
-        self.with("program the network", move |node| node.update(&update)).await
+        let step = "program the network";
+        let departed = self.with(step, move |node| node.update(&update)).await?;
+        self.forget_soon(departed);
+        Ok(())
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
@@ -245,20 +251,20 @@ impl Network for DataPath {
         let begun = tokio::time::Instant::now();
         let (least, most) = (begun + limit.min.as_duration(), begun + limit.max.as_duration());
         let most = most.max(least);
+        let places = self.inner.node().places_of(id);
         let mut looks = tokio::time::interval(DRAIN_PERIOD);
-        loop {
-            let now = looks.tick().await;
-            let id = id.to_owned();
-            let open = self.with("look at connections", move |n| n.open_connections(&id)).await;
-            // What cannot be counted is waited for as if it were open.
-            if now >= most || (now >= least && open == Ok(0)) {
-                break;
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let ended = async {
+            loop {
+                let now = looks.tick().await;
+                // What cannot be counted is waited for as if it were open.
+                if now >= least && self.open_connections(places.clone()).await == Some(0) {
+                    break;
+                }
             }
-        }
-        let owned = id.to_owned();
-        if let Err(error) = self.with("forget flows", move |n| n.forget_flows(&owned)).await {
-            tracing::warn!(container.id = id, %error, "datagrams may go on to who has left");
-        }
+        };
+        let _ = tokio::time::timeout_at(most, ended).await;
+        self.forget(places).await;
     }
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {

@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net};
 use netplan::{Changes, MeshLinks, Planner, Scope, Surplus, link};
 use types::{DirectoryUpdate, NetworkId, PortBinding};
 
+use crate::drain::Places;
 use crate::names::{Names, choose_links};
 use crate::namespace::{Namespaces, enter};
 use crate::record::Records;
@@ -142,7 +143,8 @@ impl Node {
     }
 
     /// Takes what the managers say; returns when the kernel holds it.
-    pub(crate) fn update(&mut self, update: &DirectoryUpdate) -> io::Result<()> {
+    /// Answers what left the balancers, of whichever node.
+    pub(crate) fn update(&mut self, update: &DirectoryUpdate) -> io::Result<Places> {
         let changes = self.planner.update(update);
         let mut whole: BTreeSet<Scope> =
             update.networks.iter().map(|part| self.scope_of(part.id)).collect();
@@ -154,9 +156,14 @@ impl Node {
         if update.own.is_some() {
             self.pass_firewalls()?;
         }
-        let departed = self.planner.take_departed();
-        self.forget(departed)?;
-        self.remove_stale_sandboxes()
+        if update.full || !update.removed_networks.is_empty() {
+            self.remove_stale_sandboxes()?;
+        }
+        let mut departed = Places::new();
+        for (scope, address) in self.planner.take_departed() {
+            departed.entry(scope).or_default().insert(address);
+        }
+        Ok(departed)
     }
 
     fn scope_of(&self, network: NetworkId) -> Scope {

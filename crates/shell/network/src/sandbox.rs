@@ -84,7 +84,7 @@ impl Node {
         Ok(())
     }
 
-    fn sandbox_name(scope: Scope) -> String {
+    pub(crate) fn sandbox_name(scope: Scope) -> String {
         match scope {
             Scope::Overlay(id) => id.to_string(),
             Scope::Mesh | Scope::Host => MESH.to_owned(),

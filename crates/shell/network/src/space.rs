@@ -116,11 +116,6 @@ impl Space {
         self.filter.as_mut().map(|filter| &mut filter.socket)
     }
 
-    /// For questions about tracked connections.
-    pub(crate) fn tracking(&mut self) -> Option<&mut Socket> {
-        self.filter.as_mut().map(|filter| filter.socket.raw())
-    }
-
     /// Number of a link by name; `None`: it is not there.
     pub(crate) fn index(&mut self, name: &str) -> io::Result<Option<u32>> {
         if !self.links.contains_key(name) {
@@ -184,23 +179,28 @@ impl Space {
         self.missed = false;
         let additions = self.additions(changes)?;
         self.route.batch(additions, route::PRESENT)?;
-        self.edit(&changes.edits)?;
-        self.edit(&changes.later)?;
+        let own = self.edit(&changes.edits)? + self.edit(&changes.later)?;
+        self.pass_generation(own)?;
         let removals = self.removals(changes)?;
         self.route.batch(removals, ABSENT)
     }
 
-    fn edit(&mut self, edits: &[Edit]) -> io::Result<()> {
-        let Some(filter) = &mut self.filter else { return Ok(()) };
+    /// Edits the elements; answers in how many transactions.
+    fn edit(&mut self, edits: &[Edit]) -> io::Result<u32> {
+        let Some(filter) = &mut self.filter else { return Ok(0) };
         let Some(first) = filter.tables.first().filter(|_| !edits.is_empty()) else {
-            return Ok(());
+            return Ok(0);
         };
-        let before = filter.socket.generation()?;
         filter.socket.edit(&first.table, edits)?;
-        // One more for each transaction; else somebody changed something meanwhile.
-        let own = edits.len().div_ceil(EDITS_PER_TRANSACTION) as u32;
-        if before == filter.generation && filter.socket.generation()? == before.wrapping_add(own) {
-            filter.generation = before.wrapping_add(own);
+        Ok(edits.len().div_ceil(EDITS_PER_TRANSACTION) as u32)
+    }
+
+    /// One more for each transaction of ours; else somebody changed something too.
+    fn pass_generation(&mut self, own: u32) -> io::Result<()> {
+        let Some(filter) = self.filter.as_mut().filter(|_| own > 0) else { return Ok(()) };
+        let ours = filter.generation.wrapping_add(own);
+        if filter.socket.generation()? == ours {
+            filter.generation = ours;
         }
         Ok(())
     }

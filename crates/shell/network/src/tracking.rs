@@ -32,31 +32,25 @@ impl Connection {
     }
 }
 
-/// TCP connections that were led to an address.
-pub(crate) fn tcp_to(socket: &mut Socket, address: IpAddr) -> io::Result<Vec<Connection>> {
-    let message = message(GET, family_of(address));
-    let answers = socket.dump(filtered(message, TCP, Some(address)))?;
-    let all = answers.iter().filter_map(|answer| parse(answer));
-    Ok(all.filter(|connection| connection.server == address).collect())
+/// Whether nothing at all is tracked here: cheap, while every listing walks the whole table.
+pub(crate) fn is_empty(socket: &mut Socket) -> io::Result<bool> {
+    let answer = socket.ask(message(GET_STATISTICS, 0))?;
+    let entries = answer.get(4..).and_then(|rest| attribute(rest, GLOBAL_ENTRIES));
+    Ok(entries.is_some_and(|entries| entries == [0; 4]))
+}
+
+/// TCP connections that were led to the addresses.
+pub(crate) fn tcp_to(
+    socket: &mut Socket,
+    addresses: &BTreeSet<IpAddr>,
+) -> io::Result<Vec<Connection>> {
+    led_to(socket, TCP, addresses)
 }
 
 /// Forgets UDP flows that were led to these addresses: their next datagram is a new flow's. They
 /// are listed and then deleted one by one: kernels before 6.9 delete nothing by a filter.
 pub(crate) fn forget_udp(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
-    let mut answers = Vec::new();
-    if addresses.len() <= FILTERED_MAX {
-        for address in addresses {
-            let message = message(GET, family_of(*address));
-            answers.extend(socket.dump(filtered(message, UDP, Some(*address)))?);
-        }
-    } else {
-        let families: BTreeSet<u8> = addresses.iter().map(|address| family_of(*address)).collect();
-        for family in families {
-            answers.extend(socket.dump(filtered(message(GET, family), UDP, None))?);
-        }
-    }
-    let flows = answers.iter().filter_map(|answer| parse(answer));
-    for flow in flows.filter(|flow| addresses.contains(&flow.server)) {
+    for flow in led_to(socket, UDP, addresses)? {
         let one = message(DELETE, family_of(flow.server))
             .nested(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.original));
         absent_is_fine(socket.request(match &flow.zone {
@@ -65,6 +59,27 @@ pub(crate) fn forget_udp(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> i
         }))?;
     }
     Ok(())
+}
+
+fn led_to(
+    socket: &mut Socket,
+    protocol: u8,
+    addresses: &BTreeSet<IpAddr>,
+) -> io::Result<Vec<Connection>> {
+    let mut answers = Vec::new();
+    if addresses.len() <= FILTERED_MAX {
+        for address in addresses {
+            let message = message(GET, family_of(*address));
+            answers.extend(socket.dump(filtered(message, protocol, Some(*address)))?);
+        }
+    } else {
+        let families: BTreeSet<u8> = addresses.iter().map(|address| family_of(*address)).collect();
+        for family in families {
+            answers.extend(socket.dump(filtered(message(GET, family), protocol, None))?);
+        }
+    }
+    let all = answers.iter().filter_map(|answer| parse(answer));
+    Ok(all.filter(|connection| addresses.contains(&connection.server)).collect())
 }
 
 /// About connections of one protocol, and to one address.
@@ -118,6 +133,8 @@ const FILTERED_MAX: usize = 8;
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
+const GET_STATISTICS: u16 = 5;
+const GLOBAL_ENTRIES: u16 = 1;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const PROTOCOL_INFO: u16 = 4;

@@ -43,7 +43,6 @@ async fn init(daemon: &mut Daemon, args: Init) -> Result<(), CliError> {
         spec: Some((&spec).into()),
         address_pools: args.default_addr_pool,
         address_pool_mask: args.default_addr_pool_mask_length,
-        ..v1::InitRequest::default()
     };
     let answer = daemon.local.init(request).await?.into_inner();
     print(&format!(

@@ -247,7 +247,7 @@ impl NftSocket {
         Ok(Self(Socket::open(libc::NETLINK_NETFILTER)?))
     }
 
-    /// For what else netfilter is asked.
+    /// For what else nftables is asked.
     pub(crate) fn raw(&mut self) -> &mut Socket {
         &mut self.0
     }
