@@ -4,10 +4,12 @@
 //! Does not know: other objects; whether a name is taken is the store's to say.
 //! Invariant: nothing that this version cannot act on gets past it.
 
+mod local_network;
 mod network;
 
 use base::Millis;
 
+pub use local_network::check_local_network_spec;
 pub use network::{POOL_DEFAULT, POOL_MASK, check_address_pools, check_network_spec};
 
 use crate::limits::{

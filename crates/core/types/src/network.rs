@@ -158,6 +158,8 @@ pub struct IpamPool {
     pub range: Option<IpNet>,
     /// `None`: the first address of the subnet.
     pub gateway: Option<IpAddr>,
+    /// Addresses that are somebody else's, by any name; of networks of one node only.
+    pub aux: BTreeMap<String, IpAddr>,
 }
 
 /// One subnet of a network.

@@ -170,7 +170,7 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
         let driver = match spec.driver.as_str() {
             "" => NetworkDriver::default(),
             name => NetworkDriver::from_name(name).ok_or_else(|| {
-                malformed("--driver", format!("unknown driver `{name}`: use overlay"))
+                malformed("--driver", format!("unknown driver `{name}`"))
             })?,
         };
         Ok(Self {
@@ -194,6 +194,7 @@ impl From<&IpamPool> for v1::IpamPool {
             subnet: text(pool.subnet.as_ref()),
             range: text(pool.range.as_ref()),
             gateway: text(pool.gateway.as_ref()),
+            aux: pool.aux.iter().map(|(name, at)| (name.clone(), at.to_string())).collect(),
         }
     }
 }
@@ -206,6 +207,11 @@ impl TryFrom<v1::IpamPool> for IpamPool {
             subnet: parse_some(&pool.subnet, "--subnet", "a subnet such as 10.1.0.0/24")?,
             range: parse_some(&pool.range, "--ip-range", "a range such as 10.1.0.128/25")?,
             gateway: parse_some(&pool.gateway, "--gateway", "an address")?,
+            aux: pool
+                .aux
+                .into_iter()
+                .map(|(name, at)| Ok((name, parse(&at, "--aux-address", "an address")?)))
+                .collect::<Result<_, Fault>>()?,
         })
     }
 }
