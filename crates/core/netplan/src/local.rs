@@ -40,10 +40,7 @@ pub struct Surroundings<'a> {
 ///
 /// # Errors
 /// When one overlaps with another network or a route, or none is free.
-pub fn choose_subnets(
-    spec: &NetworkSpec,
-    around: &Surroundings<'_>,
-) -> Result<Vec<Subnet>, Fault> {
+pub fn choose_subnets(spec: &NetworkSpec, around: &Surroundings<'_>) -> Result<Vec<Subnet>, Fault> {
     let mut all = Vec::new();
     for family in Family::ALL.into_iter().filter(|family| spec.wants(*family)) {
         let pool = spec.pools_of(family).next();
@@ -67,9 +64,8 @@ pub fn choose_subnets(
 }
 
 fn check_asked(spec: &NetworkSpec, net: IpNet, around: &Surroundings<'_>) -> Result<(), Fault> {
-    let bad = |message| {
-        Err(Fault { code: ErrorCode::Conflict, ..Fault::invalid("--subnet", message) })
-    };
+    let bad =
+        |message| Err(Fault { code: ErrorCode::Conflict, ..Fault::invalid("--subnet", message) });
     for other in &around.networks {
         if let Some(theirs) = other.nets().find(|theirs| nets_overlap(*theirs, net)) {
             let name = &other.spec.name;
@@ -146,11 +142,7 @@ const GUARDING: [&str; 5] =
     [set::GUARDED, set::MANAGERS4, set::MANAGERS6, set::NODES4, set::NODES6];
 
 /// What the host's table holds of the bridges.
-fn sync_bridges(
-    bridges: &BTreeMap<String, Bridge>,
-    wanted: &mut Wanted,
-    changes: &mut Changes,
-) {
+fn sync_bridges(bridges: &BTreeMap<String, Bridge>, wanted: &mut Wanted, changes: &mut Changes) {
     let members = |keep: &dyn Fn(&Bridge) -> bool| -> Elements {
         let kept = bridges.iter().filter(|(_, bridge)| keep(bridge));
         kept.map(|(link, _)| (Key::new().link(link).done(), Value::Member)).collect()
@@ -185,9 +177,9 @@ mod tests {
     }
 
     fn bridge(subnet: &str) -> NetworkSpec {
-        let ipam = subnet.parse().map_or(Vec::new(), |net| {
-            vec![IpamPool { subnet: Some(net), ..IpamPool::default() }]
-        });
+        let ipam = subnet
+            .parse()
+            .map_or(Vec::new(), |net| vec![IpamPool { subnet: Some(net), ..IpamPool::default() }]);
         let spec = LocalNetwork::predefined_bridge().spec;
         NetworkSpec { ipam, ..spec }
     }

@@ -16,17 +16,21 @@
 mod attach;
 mod conditions;
 mod container;
+mod devices;
 mod drain;
 mod firewall;
+mod local;
 mod names;
 mod namespace;
 mod netlink;
 mod nft;
 mod node;
+mod own;
 mod record;
 mod resolver;
 mod route;
 mod sandbox;
+mod source_rule;
 mod space;
 mod survey;
 mod sysctl;
@@ -51,6 +55,8 @@ use crate::drain::Looks;
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
+pub use crate::own::Joining;
+pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
 /// What the network needs to be told.
 #[derive(Clone, Debug)]

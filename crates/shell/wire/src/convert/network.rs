@@ -169,9 +169,8 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     fn try_from(spec: v1::NetworkSpec) -> Result<Self, Fault> {
         let driver = match spec.driver.as_str() {
             "" => NetworkDriver::default(),
-            name => NetworkDriver::from_name(name).ok_or_else(|| {
-                malformed("--driver", format!("unknown driver `{name}`"))
-            })?,
+            name => NetworkDriver::from_name(name)
+                .ok_or_else(|| malformed("--driver", format!("unknown driver `{name}`")))?,
         };
         Ok(Self {
             name: spec.name,
