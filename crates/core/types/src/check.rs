@@ -10,7 +10,9 @@ mod network;
 use base::Millis;
 
 pub use local_network::check_local_network_spec;
-pub use network::{POOL_DEFAULT, POOL_MASK, check_address_pools, check_network_spec};
+pub use network::{
+    POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_network_spec,
+};
 
 use crate::limits::{
     CERTIFICATE_EXPIRY_MAX, CERTIFICATE_EXPIRY_MIN, CPU_NANOS_MIN, DURATION_MAX, HEARTBEAT_MAX,

@@ -22,7 +22,7 @@ mod task;
 
 pub use capability::{CAPABILITIES, Capability};
 pub use check::{
-    POOL_DEFAULT, POOL_MASK, check_address_pools, check_cluster_spec, check_labels,
+    POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_cluster_spec, check_labels,
     check_local_network_spec, check_network_spec, check_node_spec,
 };
 pub use cluster::{Cluster, ClusterSpec};

@@ -54,6 +54,7 @@ impl TaskNetworking {
     ) -> Result<Self, Fault> {
         let mut container = ContainerNetwork {
             id: task.id.to_string(),
+            names: names(task),
             hostname: hostname(task, spec),
             hosts: spec.container.hosts.clone(),
             dns: spec.container.dns.clone().unwrap_or_default(),
@@ -75,6 +76,13 @@ impl TaskNetworking {
         let cluster = |attachment: &Attachment| !attachment.network.is_predefined();
         self.container.mesh.is_some() || self.container.attachments.iter().any(cluster)
     }
+}
+
+/// By which it is known on networks of the node's own: as docker's, the container's name first.
+fn names(task: &TaskIdentity) -> Vec<String> {
+    let (id, name) = (task.id.to_string(), task.name());
+    let short = id[..HOSTNAME_CHARS].to_owned();
+    vec![format!("{name}.{id}"), name, short]
 }
 
 /// As the service wants it, else the beginning of the task's id, as docker does.

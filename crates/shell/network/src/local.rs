@@ -318,10 +318,10 @@ impl Node {
                 (self.local_device(network), bridge)
             })
             .collect();
-        let other = bridges.is_empty() != self.planner.bridges().is_empty();
         let changes = self.planner.set_bridges(bridges);
-        let whole = other.then_some(Scope::Host).into_iter().collect();
-        self.carry_out(changes, &whole)?;
+        self.carry_out(changes, &BTreeSet::new())?;
+        // The gateways are addresses of the host, too.
+        self.look_around()?;
         self.pass_firewalls().map(drop)
     }
 

@@ -124,7 +124,7 @@ impl Node {
     }
 
     /// What the host looks like by now: addresses and routes that are not ours.
-    fn look_around(&mut self) -> io::Result<bool> {
+    pub(crate) fn look_around(&mut self) -> io::Result<bool> {
         let names: BTreeMap<u32, String> =
             self.host.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
         let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();

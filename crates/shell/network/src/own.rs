@@ -90,6 +90,12 @@ impl DataPath {
         self.inner.node().planner.containers().get(id).cloned()
     }
 
+    /// Where a container's network namespace is.
+    #[must_use]
+    pub fn netns(&self, id: &str) -> std::path::PathBuf {
+        self.inner.node().containers.path(id)
+    }
+
     /// The networks of the node's own that are in the kernel.
     #[must_use]
     pub fn local(&self) -> Vec<LocalNetwork> {

@@ -47,7 +47,6 @@ impl Node {
             links: self.links,
             vxlan_port: self.vxlan_port(),
             time_outs: self.time_outs,
-            bridges: !self.planner.bridges().is_empty(),
         };
         self.host.set_tables(format!("{table:?}"), || vec![table.table()]);
         self.ensure_mesh_link()?;

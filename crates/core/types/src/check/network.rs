@@ -243,10 +243,7 @@ fn check_attachment(spec: &ServiceSpec, network: &NetworkAttachment) -> Result<(
     if name.is_empty() || name.len() > DOMAIN_CHARS_MAX {
         return bad("name a network: --network NAME or --network name=NAME,alias=OTHER".into());
     }
-    check_list("--network", &network.aliases)?;
-    if let Some(alias) = network.aliases.iter().find(|alias| !is_domain(alias)) {
-        return bad(format!("alias `{alias}` must be a DNS name"));
-    }
+    check_aliases("--network", &network.aliases)?;
     if let Some(key) = network.driver_options.keys().next() {
         return bad(format!(
             "unknown driver option {key}: overlay networks have none for services"
@@ -278,6 +275,15 @@ fn check_attachment(spec: &ServiceSpec, network: &NetworkAttachment) -> Result<(
         return bad("a virtual address cannot be had in endpoint mode dnsrr".into());
     }
     Ok(())
+}
+
+/// Further names of a container or a service on one network.
+pub fn check_aliases(flag: &str, aliases: &[String]) -> Result<(), Fault> {
+    check_list(flag, aliases)?;
+    match aliases.iter().find(|alias| !is_domain(alias)) {
+        Some(alias) => Err(Fault::invalid(flag, format!("alias `{alias}` must be a DNS name"))),
+        None => Ok(()),
+    }
 }
 
 fn check_ports(spec: &ServiceSpec) -> Result<(), Fault> {

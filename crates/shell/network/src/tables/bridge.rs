@@ -27,11 +27,16 @@ pub(super) fn sets() -> Vec<Set> {
     sets
 }
 
-/// `gateway` is the host's end of its link to the mesh.
+/// `gateway` is the host's end of its link to the mesh. What has to do with no bridge is looked at
+/// twice and no more.
 pub(super) fn chains(gateway: &str, vxlan_port: Option<u16>) -> Vec<Chain> {
     let filter = |name, number, rules| Chain::base(name, "filter", number, priority::FILTER, rules);
+    let from_bridge = || coming(set::BRIDGES).jump(FROM_BRIDGE);
+    let to_bridge = going(set::BRIDGES).jump(TO_BRIDGE);
     vec![
-        filter("forward", hook::FORWARD, forward_rules(gateway, vxlan_port)),
+        Chain::plain(FROM_BRIDGE, from_rules(gateway, vxlan_port)),
+        Chain::plain(TO_BRIDGE, to_rules()),
+        filter("forward", hook::FORWARD, vec![from_bridge(), to_bridge]),
         filter("input", hook::INPUT, input_rules(vxlan_port)),
     ]
 }
@@ -49,24 +54,16 @@ fn vxlan(rule: Rule, port: u16) -> Rule {
     rule.protocol(UDP).load(Base::Transport, 2, 2, 0).is(0, &port.to_be_bytes())
 }
 
-fn forward_rules(gateway: &str, vxlan_port: Option<u16>) -> Vec<Rule> {
+/// On its way from a bridge, to wherever.
+fn from_rules(gateway: &str, vxlan_port: Option<u16>) -> Vec<Rule> {
     let within =
         Rule::new().meta(Meta::InLink, 0).meta(Meta::OutLink, 4).within(set::WITHIN, 0).accept();
-    let mut rules = vec![
-        within,
-        coming(set::BRIDGES).meta(Meta::OutLink, 0).within(set::BRIDGES, 0).drop(),
-        coming(set::CLOSED).reject(),
-        going(set::CLOSED).drop(),
-        going(set::BRIDGES).state(ESTABLISHED | RELATED).accept(),
-        going(set::BRIDGES).drop(),
-    ];
+    let mut rules = vec![within, going(set::BRIDGES).drop(), coming(set::CLOSED).reject()];
     for family in Family::ALL {
         let nodes = of(family, set::NODES4, set::NODES6);
         let managers = of(family, set::MANAGERS4, set::MANAGERS6);
         rules.extend([nodes, managers].map(|addresses| {
             Rule::of(family)
-                .meta(Meta::InLink, 0)
-                .within(set::BRIDGES, 0)
                 .not_out_link(gateway)
                 .destination(family, 0)
                 .within(addresses, 0)
@@ -75,8 +72,17 @@ fn forward_rules(gateway: &str, vxlan_port: Option<u16>) -> Vec<Rule> {
                 .reject()
         }));
     }
-    rules.extend(vxlan_port.map(|port| vxlan(coming(set::BRIDGES), port).reject()));
+    rules.extend(vxlan_port.map(|port| vxlan(Rule::new(), port).reject()));
     rules
+}
+
+/// On its way to a bridge, from elsewhere.
+fn to_rules() -> Vec<Rule> {
+    vec![
+        going(set::CLOSED).drop(),
+        Rule::new().state(ESTABLISHED | RELATED).accept(),
+        Rule::new().drop(),
+    ]
 }
 
 /// The node's own ports that are no container's business.
@@ -85,6 +91,9 @@ fn input_rules(vxlan_port: Option<u16>) -> Vec<Rule> {
     rules.extend(vxlan_port.map(|port| vxlan(coming(set::BRIDGES), port).reject()));
     rules
 }
+
+const FROM_BRIDGE: &str = "from_bridge";
+const TO_BRIDGE: &str = "to_bridge";
 
 /// Published ports see the container itself: they are reached by way of the mesh.
 pub(super) fn masquerade(gateway: &str) -> Rule {

@@ -22,8 +22,6 @@ pub(crate) struct HostTable<'a> {
     pub(crate) vxlan_port: Option<u16>,
     /// The kernel has objects for time-outs.
     pub(crate) time_outs: bool,
-    /// The node has bridges of its own.
-    pub(crate) bridges: bool,
 }
 
 impl HostTable<'_> {
@@ -49,10 +47,8 @@ impl HostTable<'_> {
             Chain::base("out", "nat", out, priority::DESTINATION, self.own_rules()),
             Chain::base("post", "nat", hook::POSTROUTING, priority::SOURCE, self.post_rules()),
         ];
-        if self.bridges {
-            sets.extend(bridge::sets());
-            chains.extend(bridge::chains(self.gateway, self.vxlan_port));
-        }
+        sets.extend(bridge::sets());
+        chains.extend(bridge::chains(self.gateway, self.vxlan_port));
         let time_outs = if self.time_outs { TIME_OUTS.to_vec() } else { Vec::new() };
         Table::new(INET, self.name, sets, time_outs, chains)
     }
@@ -118,9 +114,7 @@ impl HostTable<'_> {
         ];
         rules.extend(self.time_out_rules(outwards));
         rules.push(outwards().masquerade());
-        if self.bridges {
-            rules.push(bridge::masquerade(self.gateway));
-        }
+        rules.push(bridge::masquerade(self.gateway));
         rules
     }
 }
