@@ -35,9 +35,9 @@ pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
 pub use local_network::{LocalNetwork, local_option};
 pub use network::{
-    Attachment, Endpoint, EndpointMode, Family, HostPort, IpamPool, Network, NetworkDriver,
-    NetworkSpec, PortBinding, PortProtocol, PublishMode, Subnet, TaskNetwork, VirtualAddress,
-    nets_overlap,
+    Attachment, Connection, Endpoint, EndpointMode, Family, HostPort, IpamPool, Network,
+    NetworkDriver, NetworkSpec, PortBinding, PortProtocol, PublishMode, Subnet, TaskNetwork,
+    VirtualAddress, nets_overlap,
 };
 pub use node::{
     Availability, Condition, ConditionCode, DataPath, ManagerStatus, Node, NodeDescription,

@@ -256,6 +256,14 @@ fn network_change_to_wire(change: &Change) -> Form {
             };
             Form::AttachTasks(form::AttachTasks { tasks: list.iter().map(one).collect() })
         }
+        Change::ConnectTask { task, connection } => Form::ConnectTask(form::ConnectTask {
+            task: bytes_of(task.0),
+            connection: Some(connection.as_ref().into()),
+        }),
+        Change::DisconnectTask { task, network } => Form::DisconnectTask(form::DisconnectTask {
+            task: bytes_of(task.0),
+            network: bytes_of(network.0),
+        }),
         // Every other change has been handled by the callers.
         _ => Form::RemoveTasks(form::Tasks::default()),
     }
@@ -432,6 +440,14 @@ fn network_change_from_wire(form: Form) -> Result<Change, Fault> {
             };
             Change::AttachTasks(f.tasks.into_iter().map(one).collect::<Result<_, _>>()?)
         }
+        Form::ConnectTask(f) => Change::ConnectTask {
+            task: identity(&f.task, "task")?,
+            connection: Box::new(needed(f.connection, "connection")?),
+        },
+        Form::DisconnectTask(f) => Change::DisconnectTask {
+            task: identity(&f.task, "task")?,
+            network: identity(&f.network, "network")?,
+        },
         _ => return Err(stored_fault("is a change that this version does not know")),
     })
 }
@@ -626,7 +642,9 @@ mod tests {
         let v6 = Some(std::net::Ipv6Addr::LOCALHOST);
         let (net, range) = ("10.1.0.0/16".parse().unwrap(), "10.1.4.0/24".parse().ok());
         let subnet = types::Subnet { cursor: 9, ..types::Subnet::new(net, range, None) };
-        let pool = types::IpamPool { subnet: Some(net), range, gateway: v4.map(Into::into) };
+        let gateway = v4.map(Into::into);
+        let pool =
+            types::IpamPool { subnet: Some(net), range, gateway, ..types::IpamPool::default() };
         let spec = types::NetworkSpec {
             name: "back".into(),
             attachable: true,
@@ -647,13 +665,20 @@ mod tests {
         let vip = types::VirtualAddress { network, v4, v6 };
         let endpoint = Arc::new(types::Endpoint { vips: vec![vip], ports: vec![port] });
         let one = types::Attachment { network, v4, v6: None };
-        let given = types::TaskNetwork { attachments: vec![one], mesh: Some(one) };
+        let connection = types::Connection { attachment: one, aliases: vec!["db".into()] };
+        let given = types::TaskNetwork {
+            attachments: vec![one],
+            mesh: Some(one),
+            connected: vec![connection.clone()],
+        };
         vec![
             Change::CreateNetwork { id: network, spec: Arc::new(spec) },
             Change::AllocateNetwork { id: network, vni: 5_000, mtu: 1_450, subnets: vec![subnet] },
             Change::SetEndpoint { service, endpoint: Some(endpoint) },
             Change::SetEndpoint { service, endpoint: None },
             Change::AttachTasks(vec![(task, given)]),
+            Change::ConnectTask { task, connection: Box::new(connection) },
+            Change::DisconnectTask { task, network },
             Change::RemoveNetwork(network),
         ]
     }

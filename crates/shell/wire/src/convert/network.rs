@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use types::{
-    Attachment, DataPath, Endpoint, EndpointMode, EndpointSpec, Fault, HostPort, IpamPool, Network,
-    NetworkAttachment, NetworkDriver, NetworkSpec, PortProtocol, PortSpec, PublishMode, Subnet,
-    TaskNetwork,
+    Attachment, Connection, DataPath, Endpoint, EndpointMode, EndpointSpec, Fault, HostPort,
+    IpamPool, Network, NetworkAttachment, NetworkDriver, NetworkSpec, PortProtocol, PortSpec,
+    PublishMode, Subnet, TaskNetwork,
 };
 
 use super::{all, id, malformed, octets, required};
@@ -311,7 +311,24 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
         Self {
             attachments: network.attachments.iter().map(Into::into).collect(),
             mesh: network.mesh.as_ref().map(Into::into),
+            connected: network.connected.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&Connection> for v1::Connection {
+    fn from(connection: &Connection) -> Self {
+        let attachment = Some((&connection.attachment).into());
+        Self { attachment, aliases: connection.aliases.clone() }
+    }
+}
+
+impl TryFrom<v1::Connection> for Connection {
+    type Error = Fault;
+
+    fn try_from(connection: v1::Connection) -> Result<Self, Fault> {
+        let attachment = required(connection.attachment, "connection.attachment")?.try_into()?;
+        Ok(Self { attachment, aliases: connection.aliases })
     }
 }
 
@@ -322,6 +339,7 @@ impl TryFrom<v1::TaskNetwork> for TaskNetwork {
         Ok(Self {
             attachments: all(network.attachments)?,
             mesh: network.mesh.map(TryInto::try_into).transpose()?,
+            connected: all(network.connected)?,
         })
     }
 }
@@ -394,6 +412,7 @@ mod tests {
         let given = TaskNetwork {
             attachments: vec![both, Attachment::bare(NetworkId::BRIDGE)],
             mesh: Some(Attachment { v4: None, ..both }),
+            connected: vec![Connection { attachment: both, aliases: vec!["db".into()] }],
         };
         assert_eq!(TaskNetwork::try_from(v1::TaskNetwork::from(&given)), Ok(given));
         let port =

@@ -459,6 +459,16 @@ pub struct TaskNetwork {
     pub attachments: ::prost::alloc::vec::Vec<Attachment>,
     #[prost(message, optional, tag = "2")]
     pub mesh: ::core::option::Option<Attachment>,
+    #[prost(message, repeated, tag = "3")]
+    pub connected: ::prost::alloc::vec::Vec<Connection>,
+}
+/// What somebody connected a running task to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Connection {
+    #[prost(message, optional, tag = "1")]
+    pub attachment: ::core::option::Option<Attachment>,
+    #[prost(string, repeated, tag = "2")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of a node that leads to one task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3435,6 +3445,47 @@ pub struct EndpointPart {
     #[prost(bool, tag = "9")]
     pub serving: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FoundNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub attachable: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTaskRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    /// id, prefix of one, or name
+    #[prost(string, tag = "2")]
+    pub network: ::prost::alloc::string::String,
+    /// addresses asked for; the network in it is not read
+    #[prost(message, optional, tag = "3")]
+    pub wanted: ::core::option::Option<Attachment>,
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTaskResponse {
+    #[prost(message, optional, tag = "1")]
+    pub attachment: ::core::option::Option<Attachment>,
+    #[prost(string, tag = "2")]
+    pub network_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectTaskRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub network: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagersRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3809,6 +3860,73 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("shoal.v1.Dispatcher", "Managers"));
             self.inner.unary(req, path, codec).await
         }
+        /// For networks that a user names on a node. A node may only ask for tasks of its own.
+        pub async fn find_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FindNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::FoundNetwork>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/FindNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "FindNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn connect_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConnectTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConnectTaskResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/ConnectTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "ConnectTask"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn disconnect_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/DisconnectTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "DisconnectTask"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Lines of a log subscription, pushed by a node.
         pub async fn publish_logs(
             &mut self,
@@ -3864,6 +3982,22 @@ pub mod dispatcher_server {
             tonic::Response<super::ManagersResponse>,
             tonic::Status,
         >;
+        /// For networks that a user names on a node. A node may only ask for tasks of its own.
+        async fn find_network(
+            &self,
+            request: tonic::Request<super::FindNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::FoundNetwork>, tonic::Status>;
+        async fn connect_task(
+            &self,
+            request: tonic::Request<super::ConnectTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConnectTaskResponse>,
+            tonic::Status,
+        >;
+        async fn disconnect_task(
+            &self,
+            request: tonic::Request<super::DisconnectTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
         /// Lines of a log subscription, pushed by a node.
         async fn publish_logs(
             &self,
@@ -4022,6 +4156,141 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ManagersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/FindNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct FindNetworkSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::FindNetworkRequest>
+                    for FindNetworkSvc<T> {
+                        type Response = super::FoundNetwork;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FindNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::find_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FindNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/ConnectTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConnectTaskSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::ConnectTaskRequest>
+                    for ConnectTaskSvc<T> {
+                        type Response = super::ConnectTaskResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConnectTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::connect_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConnectTaskSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/DisconnectTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectTaskSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::DisconnectTaskRequest>
+                    for DisconnectTaskSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::disconnect_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectTaskSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
