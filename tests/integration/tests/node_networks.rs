@@ -143,3 +143,97 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
     })
     .unwrap();
 }
+
+#[test]
+fn running_containers_are_connected_to_an_attachable_overlay() {
+    let lab = joined(1, 2).unwrap();
+    let manager = lab.host(1);
+    let create = |name: &str, words: &[&str]| {
+        let overlay = ["network", "create", "-d", "overlay"];
+        done(manager, &[&overlay[..], words, &[name]].concat());
+    };
+    create("side", &["--attachable", "--subnet", "10.99.0.0/24"]);
+    create("closed", &[]);
+    for (name, host) in [("one", "h2"), ("two", "h3")] {
+        let place = format!("node.hostname=={host}");
+        let words = ["service", "create", "-d", "--name", name, "--constraint", &place, IMAGE];
+        done(manager, &words);
+    }
+    let one = manager.wait_for_running("one", 1, LONG).unwrap().remove(0);
+    let two = manager.wait_for_running("two", 1, LONG).unwrap().remove(0);
+    let (second, third) = (lab.host(2), lab.host(3));
+
+    // A worker knows the name, though none of its tasks is on the network.
+    refused(second, &["network", "create", "side"], "network with name side already exists");
+    refused(second, &["network", "connect", "closed", &container(&one)], "not manually attachable");
+    refused(
+        second,
+        &["network", "connect", "nosuch", &container(&one)],
+        "network nosuch not found",
+    );
+    refused(second, &["network", "connect", "side", &container(&two)], "No such container");
+    let outside = ["network", "connect", "--ip", "10.98.0.9", "side", &one.id];
+    refused(second, &outside, "is no address that a container of side may have");
+    let first = ["network", "connect", "--ip", "10.99.0.77", "--alias", "db", "side"];
+    done(second, &[&first[..], &[&container(&one)]].concat());
+    let taken = ["network", "connect", "--ip", "10.99.0.77", "side", &two.id];
+    refused(third, &taken, "Address already in use: 10.99.0.77");
+    done(third, &["network", "connect", "side", &two.id]);
+    refused(third, &["network", "connect", "side", &two.id], "already exists in network side");
+
+    let at: IpAddr = [10, 99, 0, 77].into();
+    let works = || {
+        assert_eq!(address_of(third, &two, "db"), at);
+        let own = address_of(third, &two, &two.name);
+        let seen = wait_for("an answer", SHORT, || Ok(Some(ask_from(third, &two, at)?))).unwrap();
+        assert_eq!((seen.task.as_str(), seen.client.ip()), (one.name.as_str(), own));
+    };
+    works();
+    assert!(listed(third).contains(&"side overlay swarm".to_owned()));
+    let shown = second.shoal(&["network", "inspect", "side"]).unwrap().json().unwrap();
+    assert_eq!(shown[0]["Containers"][&one.id]["IPv4Address"], "10.99.0.77/24");
+    refused(manager, &["network", "rm", "side"], "is in use by container");
+    refused(second, &["network", "rm", "side"], "is the cluster's");
+
+    // It outlives the daemons, also a manager that starts anew.
+    for host in [second, manager] {
+        host.kill().unwrap();
+        works();
+        host.start().unwrap();
+    }
+    manager.wait_for_nodes(3, LONG).unwrap();
+    works();
+
+    done(second, &["network", "disconnect", "side", &container(&one)]);
+    wait_until("the name to be gone", SHORT, || Ok(third.resolve(&two.id, "a", "db").is_err()))
+        .unwrap();
+    assert!(ask_from(third, &two, at).is_err());
+    assert!(!listed(second).contains(&"side overlay swarm".to_owned()));
+    // The other one is gone with its task.
+    done(manager, &["service", "rm", "two"]);
+    wait_until("the network to be free", LONG, || {
+        Ok(manager.shoal(&["network", "rm", "side"])?.ok().is_ok())
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_cannot_be_connected_in_time_is_not_connected() {
+    let lab = joined(1, 1).unwrap();
+    let (manager, worker) = (lab.host(1), lab.host(2));
+    done(manager, &["network", "create", "-d", "overlay", "--attachable", "side"]);
+    let place = ["--constraint", "node.hostname==h2"];
+    done(manager, &[&["service", "create", "-d", "--name", "web"], &place[..], &[IMAGE]].concat());
+    let task = manager.wait_for_running("web", 1, LONG).unwrap().remove(0);
+    worker.cut().unwrap();
+    let begun = std::time::Instant::now();
+    let connect = ["network", "connect", "side", &task.id];
+    refused(worker, &connect, "attaching to network failed, make sure your network options");
+    assert!(begun.elapsed().as_secs() < 40, "{:?}", begun.elapsed());
+    worker.mend().unwrap();
+    manager.wait_for_nodes(2, LONG).unwrap();
+    wait_until("the network to be free", LONG, || {
+        Ok(manager.shoal(&["network", "rm", "side"])?.ok().is_ok())
+    })
+    .unwrap();
+}

@@ -59,6 +59,8 @@ pub(crate) struct NodeNetwork {
     own: OwnNetworks,
     /// What the resolver was told of them.
     told: Arc<tokio::sync::Mutex<Option<DirectoryUpdate>>>,
+    /// What the last attempts of containers to be on their networks came to.
+    attempts: connect::Attempts,
 }
 
 impl NodeNetwork {
@@ -81,6 +83,7 @@ impl NodeNetwork {
             address: watch::Sender::new(None),
             own: OwnNetworks::open(db)?,
             told: Arc::default(),
+            attempts: connect::Attempts::default(),
         };
         this.recall_own().await.context("the node's own networks")?;
         this.tell_names().await;
@@ -237,6 +240,22 @@ impl NodeNetwork {
         }
     }
 
+    async fn try_attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
+        if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
+            self.ensure_bridge().await.map_err(|fault| RuntimeError::Failed {
+                step: "make the network bridge",
+                problem: fault.message,
+            })?;
+        }
+        let mut attached = self.path.attach(wanted).await?;
+        let alone = [NetworkId::HOST, NetworkId::NONE];
+        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
+            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
+        }
+        self.tell_names_of(&wanted.id).await;
+        Ok(attached)
+    }
+
     /// Serves the container's names; gives its `resolv.conf`.
     async fn serve(&self, wanted: &ContainerNetwork, netns: &Path) -> Result<String, RuntimeError> {
         let host = host_resolvers().await;
@@ -288,19 +307,9 @@ impl Network for NodeNetwork {
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
-        if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
-            self.ensure_bridge().await.map_err(|fault| RuntimeError::Failed {
-                step: "make the network bridge",
-                problem: fault.message,
-            })?;
-        }
-        let mut attached = self.path.attach(wanted).await?;
-        let alone = [NetworkId::HOST, NetworkId::NONE];
-        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
-            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
-        }
-        self.tell_names_of(&wanted.id).await;
-        Ok(attached)
+        let attached = self.try_attach(wanted).await;
+        self.attempts.note(&wanted.id, attached.as_ref().err());
+        attached
     }
 
     async fn drain(&self, id: &str, limit: Drain) {
@@ -309,6 +318,7 @@ impl Network for NodeNetwork {
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         let released = self.names.release(id).await;
+        self.attempts.forget(id);
         let on_own = self.is_on_own(id);
         self.path.detach(id).await?;
         if on_own {

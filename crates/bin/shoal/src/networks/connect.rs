@@ -4,11 +4,14 @@
 //! Does not know: links, addresses.
 //! Invariant: a container that could not be connected is as it was before.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::chain;
-use network::{Joining, LocalContainer};
+use network::{AskedBy, Joining, LocalContainer};
 use ports::runtime::{ContainerState, Runtime, RuntimeError};
+use tokio::sync::watch;
 use types::{Attachment, ErrorCode, Fault, LocalNetwork, NetworkId};
 use wire::v1;
 
@@ -40,7 +43,66 @@ fn parse<T: FromStr>(flag: &str, text: &str) -> Result<Option<T>, Fault> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(bad) }
 }
 
+/// What the last attempt of each container to be on its networks came to. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Attempts {
+    failed: Arc<Mutex<BTreeMap<String, String>>>,
+    count: watch::Sender<u64>,
+}
+
+impl Attempts {
+    pub(super) fn note(&self, id: &str, error: Option<&RuntimeError>) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => drop(failed.insert(id.to_owned(), chain(error).to_string())),
+            None => drop(failed.remove(id)),
+        }
+        drop(failed);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn forget(&self, id: &str) {
+        self.note(id, None);
+    }
+
+    fn why(&self, id: &str) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+}
+
 impl NodeNetwork {
+    /// Waits until a container is on a network, or is not any more, because somebody wanted it so;
+    /// gives the reason of the last failure when the time is over.
+    pub(crate) async fn until_connected(
+        &self,
+        id: &str,
+        network: NetworkId,
+        connected: bool,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), String> {
+        let mut attempts = self.attempts.count.subscribe();
+        loop {
+            attempts.borrow_and_update();
+            let why = self.attempts.why(id);
+            if why.is_none() && self.is_connected(id, network) == connected {
+                return Ok(());
+            }
+            let changed = tokio::time::timeout_at(deadline, attempts.changed()).await;
+            if changed.is_err() {
+                return Err(why.unwrap_or_else(|| "context deadline exceeded".to_owned()));
+            }
+        }
+    }
+
+    /// Whether a container is on a network because somebody connected it.
+    fn is_connected(&self, id: &str, network: NetworkId) -> bool {
+        let links = self.path.container(id).map(|container| container.links).unwrap_or_default();
+        let connected = |end: &network::LocalLink| {
+            end.network == Some(network) && end.asked_by == AskedBy::Managers
+        };
+        links.iter().any(connected)
+    }
+
     /// The container that somebody means, if it runs.
     pub(crate) async fn running(
         &self,

@@ -124,7 +124,7 @@ mod tests {
         db.put(&network).unwrap();
         drop(db);
         let db = NetworkDb::open(&path).unwrap();
-        assert_eq!(db.load().unwrap(), [network.clone()]);
+        assert_eq!(db.load().unwrap(), std::slice::from_ref(&network));
         db.remove(network.id).unwrap();
         db.remove(network.id).unwrap();
         assert_eq!(db.load().unwrap(), []);
