@@ -93,6 +93,9 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
     let seen = ask_from(worker, one, at).unwrap();
     assert_eq!((seen.task.as_str(), seen.client.ip()), (two.name.as_str(), own));
 
+    done(manager, &["network", "create", "mine"]);
+    let words = ["service", "create", "--network", "mine", IMAGE];
+    refused(manager, &words, "The network mine cannot be used with services");
     // A network of this node alone, which the manager knows nothing of.
     done(worker, &["network", "create", "--subnet", "10.77.0.0/24", "lan"]);
     assert!(!listed(manager).contains(&"lan bridge local".to_owned()));

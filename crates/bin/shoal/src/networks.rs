@@ -327,6 +327,10 @@ impl Network for NodeNetwork {
         released.map_err(|error| failed("stop serving names", &error))
     }
 
+    async fn connections(&self, id: &str) -> Vec<NetworkId> {
+        self.path.connections(id).await
+    }
+
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {
         self.path.observe().await
     }

@@ -332,8 +332,6 @@ where
         // What it refers to came before it, in this session or in the one to come.
         let number = self.directories.max(1);
         let (connect, connected) = watch::channel((number, network.container.connected.clone()));
-        // What an earlier daemon was told it may not have done.
-        let unconnected = (!network.container.connected.is_empty()).then_some(0);
         self.loops.spawn(
             TaskLoop {
                 node: Arc::clone(&self.node),
@@ -345,7 +343,7 @@ where
                 directory: (number, self.carried.clone()),
                 wanted: rx,
                 connected,
-                unconnected,
+                unconnected: None,
             }
             .run(),
         );

@@ -75,6 +75,7 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     /// Runs until the task is forgotten, or the agent goes away.
     pub(crate) async fn run(mut self) {
         let mut failures = 0;
+        self.recall_connections().await;
         loop {
             let wanted = *self.wanted.borrow_and_update();
             let step = decide_step(wanted, &self.status, &self.observed, self.node.clock.now());
@@ -110,6 +111,17 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
                     self.retry_later(&error, failures).await;
                 }
             }
+        }
+    }
+
+    /// What an earlier daemon was told of connections it may not have done.
+    async fn recall_connections(&mut self) {
+        if matches!(self.observed, Observed::Running { .. }) {
+            let there = self.node.network.connections(&self.id()).await;
+            let wanted = &self.network.container.connected;
+            let same = there.len() == wanted.len()
+                && wanted.iter().all(|one| there.contains(&one.network));
+            self.unconnected = (!same).then_some(0);
         }
     }
 

@@ -178,7 +178,7 @@ impl Node {
     }
 
     /// A name that no link of a container has, nor had while this daemon ran.
-    fn new_link(&mut self) -> String {
+    pub(crate) fn new_link(&mut self) -> String {
         loop {
             let name = task_link(self.next_link);
             self.next_link += 1;

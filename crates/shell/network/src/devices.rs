@@ -2,7 +2,8 @@
 //!
 //! Owns: the messages that make them: bridges and their ports, macvlan, ipvlan, VLANs, dummies.
 //! Does not know: which networks there are.
-//! Invariant: a link of ours has our alias from its first moment, so that nobody else's is removed.
+//! Invariant: a link in the host's namespace that we made says so, and no other does, so that nobody
+//! else's is removed.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -20,8 +21,8 @@ pub(crate) enum Device {
     Vlan { parent: u32, tag: u16 },
 }
 
-pub(crate) fn add_device(name: &str, alias: &str, device: Device) -> Message {
-    let message = new_link().text(libc::IFLA_IFNAME, name).text(libc::IFLA_IFALIAS, alias);
+pub(crate) fn add_device(name: &str, device: Device) -> Message {
+    let message = new_link().text(libc::IFLA_IFNAME, name);
     let (message, kind) = match device {
         Device::Bridge(hardware) => (message.bytes(libc::IFLA_ADDRESS, &hardware), "bridge"),
         Device::Dummy => (message, "dummy"),
@@ -36,6 +37,16 @@ pub(crate) fn add_device(name: &str, alias: &str, device: Device) -> Message {
             Device::Bridge(_) | Device::Dummy => info,
         }
     })
+}
+
+/// Says whose a link is; kernels do not take that when it is made.
+pub(crate) fn own(link: u32, alias: &str) -> Message {
+    Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0)).text(libc::IFLA_IFALIAS, alias)
+}
+
+/// A link that is down gets another name.
+pub(crate) fn rename(link: u32, name: &str) -> Message {
+    Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0)).text(libc::IFLA_IFNAME, name)
 }
 
 /// Makes a link a port of a bridge.

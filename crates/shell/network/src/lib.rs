@@ -279,6 +279,12 @@ impl Network for DataPath {
         self.with("detach the task from the network", move |node| node.detach(&id)).await
     }
 
+    async fn connections(&self, id: &str) -> Vec<NetworkId> {
+        let links = self.container(id).map(|container| container.links).unwrap_or_default();
+        let connected = links.into_iter().filter(|end| end.asked_by == AskedBy::Managers);
+        connected.filter_map(|end| end.network).collect()
+    }
+
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {
         self.with("observe the network", Node::observe).await
     }

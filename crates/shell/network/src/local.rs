@@ -265,10 +265,12 @@ impl Node {
     }
 
     fn add_device(&mut self, name: &str, device: Device) -> io::Result<u32> {
-        let message = devices::add_device(name, &self.names.alias, device);
-        self.host.route.request(message)?;
-        let index = self.host.index_of(name)?;
-        index.ok_or_else(|| io::Error::other(format!("{name} vanished")))
+        self.host.route.request(devices::add_device(name, device))?;
+        let Some(index) = self.host.index_of(name)? else {
+            return Err(io::Error::other(format!("{name} vanished")));
+        };
+        self.host.route.request(devices::own(index, &self.names.alias))?;
+        Ok(index)
     }
 
     /// Whether this kernel makes such links on this parent is found out by making one.
@@ -411,14 +413,21 @@ impl Node {
         };
         let namespace = self.containers.open_one(id)?;
         if network.spec.driver != NetworkDriver::Bridge {
+            // Until 6.1 a kernel looks for the name where the request is made, and finds the host's.
+            let name = self.new_link();
+            let name = format!("{}{name}", self.names.link_prefix);
             let part = Part {
-                name: &interface.name,
+                name: &name,
                 parent: stands_on,
                 hardware: end.hardware,
                 mtu: interface.mtu,
                 namespace: Some(&namespace),
             };
             self.host.route.request(devices::add_part(network, &part))?;
+            let Some(index) = inside.index_of(&name)? else {
+                return Err(io::Error::other(format!("{name} vanished")));
+            };
+            inside.route.request(devices::rename(index, &interface.name))?;
             return Ok(true);
         }
         let mtu = interface.mtu;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use base::Millis;
 pub use types::HostPort;
-use types::{Attachment, DirectoryUpdate, DnsConfig};
+use types::{Attachment, DirectoryUpdate, DnsConfig, NetworkId};
 
 use crate::runtime::RuntimeError;
 
@@ -83,6 +83,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Removes the namespace and all that leads to it. What is not there is not an error.
     fn detach(&self, id: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Networks of the cluster that a container was connected to, as far as is remembered here.
+    fn connections(&self, id: &str) -> impl Future<Output = Vec<NetworkId>> + Send;
 
     /// The containers that have a namespace here.
     fn observe(&self) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
