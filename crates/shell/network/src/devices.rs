@@ -2,8 +2,8 @@
 //!
 //! Owns: the messages that make them: bridges and their ports, macvlan, ipvlan, VLANs, dummies.
 //! Does not know: which networks there are.
-//! Invariant: a link in the host's namespace that we made says so, and no other does, so that nobody
-//! else's is removed.
+//! Invariant: a link in the host's namespace that we made says so, and no other does, so that
+//! nobody else's is removed.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

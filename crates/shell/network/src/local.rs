@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
 use netplan::{
@@ -265,11 +266,18 @@ impl Node {
     }
 
     fn add_device(&mut self, name: &str, device: Device) -> io::Result<u32> {
-        self.host.route.request(devices::add_device(name, device))?;
-        let Some(index) = self.host.index_of(name)? else {
-            return Err(io::Error::other(format!("{name} vanished")));
+        // Until it says whose it is, it has a name that tells: what is left of a crash is removed.
+        let first = self.new_link();
+        let first = format!("{}{first}", self.names.link_prefix);
+        self.host.route.request(devices::add_device(&first, device))?;
+        let Some(index) = self.host.index_of(&first)? else {
+            return Err(io::Error::other(format!("{first} vanished")));
         };
-        self.host.route.request(devices::own(index, &self.names.alias))?;
+        let whose = devices::own(index, &self.names.alias);
+        if let Err(error) = self.host.route.batch(vec![whose, devices::rename(index, name)], &[]) {
+            self.host.route.delete_links(&[index], self.names.group)?;
+            return Err(error);
+        }
         Ok(index)
     }
 
@@ -413,21 +421,8 @@ impl Node {
         };
         let namespace = self.containers.open_one(id)?;
         if network.spec.driver != NetworkDriver::Bridge {
-            // Until 6.1 a kernel looks for the name where the request is made, and finds the host's.
-            let name = self.new_link();
-            let name = format!("{}{name}", self.names.link_prefix);
-            let part = Part {
-                name: &name,
-                parent: stands_on,
-                hardware: end.hardware,
-                mtu: interface.mtu,
-                namespace: Some(&namespace),
-            };
-            self.host.route.request(devices::add_part(network, &part))?;
-            let Some(index) = inside.index_of(&name)? else {
-                return Err(io::Error::other(format!("{name} vanished")));
-            };
-            inside.route.request(devices::rename(index, &interface.name))?;
+            // Kernels until 6.1 look for the name where the request is made: the host has it too.
+            self.lay_part(network, (end, interface), stands_on, inside, &namespace)?;
             return Ok(true);
         }
         let mtu = interface.mtu;
@@ -447,6 +442,36 @@ impl Node {
         self.plug(network, port, stands_on)?;
         self.host.route.request(route::dress(port, &alias, mtu))?;
         Ok(true)
+    }
+
+    /// Makes a container's part of one of the host's links.
+    fn lay_part(
+        &mut self,
+        network: &LocalNetwork,
+        (end, interface): (&LocalLink, &Interface),
+        parent: u32,
+        inside: &mut Space,
+        namespace: &OwnedFd,
+    ) -> io::Result<()> {
+        let name = self.new_link();
+        let prefix = &self.names.link_prefix;
+        let left = inside.learn_links()?.into_iter().filter(|l| l.name.starts_with(prefix));
+        let left = left.map(|link| route::delete_link(link.index)).collect();
+        inside.route.batch(left, ABSENT)?;
+        // Kernels until 6.1 look for the name where the request is made: the host has it too.
+        let name = format!("{prefix}{name}");
+        let part = Part {
+            name: &name,
+            parent,
+            hardware: end.hardware,
+            mtu: interface.mtu,
+            namespace: Some(namespace),
+        };
+        self.host.route.request(devices::add_part(network, &part))?;
+        let Some(index) = inside.index_of(&name)? else {
+            return Err(io::Error::other(format!("{name} vanished")));
+        };
+        inside.route.request(devices::rename(index, &interface.name))
     }
 
     fn plug(&mut self, network: &LocalNetwork, port: u32, bridge: u32) -> io::Result<()> {
