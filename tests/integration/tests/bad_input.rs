@@ -20,6 +20,7 @@ fn what_is_wrong_is_named() {
         (&["service", "create", "--publish", "2377:80", IMAGE], "--publish"),
         (&["service", "create", "--network", "nosuch", IMAGE], "--network"),
         (&["network", "create", "--subnet", "10.254.0.0/16", "clash"], "--subnet"),
+        (&["network", "create", "-d", "overlay", "--subnet", "10.254.0.0/16", "clash"], "--subnet"),
         (&["service", "create", "--stop-signal", "SIGNOPE", IMAGE], "--stop-signal"),
         (&["service", "create", "--cap-add", "FLY", IMAGE], "--cap-"),
         (&["service", "create", "Not An Image"], "image"),

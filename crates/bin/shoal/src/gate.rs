@@ -39,6 +39,31 @@ impl Gate {
         };
         Err(status_of(&Fault::new(ErrorCode::NotAManager, message)))
     }
+
+    /// A network that the cluster does not know may be this node's own: then these are docker's
+    /// words.
+    fn explain(&self, status: Status, asked: &[String]) -> Status {
+        let fault = wire::fault_of(&status);
+        if fault.code != ErrorCode::NotFound || fault.field != "--network" {
+            return status;
+        }
+        let own = |name: &&String| {
+            fault.message.contains(name.as_str())
+                && matches!(self.node.network().find(name), Ok(crate::networks::Known::Own(_)))
+        };
+        let Some(name) = asked.iter().find(own) else { return status };
+        let message = format!(
+            "The network {name} cannot be used with services. Only networks scoped to the swarm \
+             can be used, such as those created with the overlay driver."
+        );
+        status_of(&Fault::invalid("--network", message))
+    }
+}
+
+/// What a service's networks are called by who asks for it.
+fn networks_of(spec: Option<&v1::ServiceSpec>) -> Vec<String> {
+    let task = spec.and_then(|spec| spec.task.as_ref());
+    task.into_iter().flat_map(|task| &task.networks).map(|one| one.target.clone()).collect()
 }
 
 /// Names the caller to the API.
@@ -111,7 +136,9 @@ impl Control for Gate {
         &self,
         request: Request<v1::CreateServiceRequest>,
     ) -> Result<Response<v1::CreateServiceResponse>, Status> {
-        Control::create_service(&self.api().await?, named(request)).await
+        let asked = networks_of(request.get_ref().spec.as_ref());
+        let created = Control::create_service(&self.api().await?, named(request)).await;
+        created.map_err(|status| self.explain(status, &asked))
     }
 
     async fn list_services(
@@ -132,7 +159,9 @@ impl Control for Gate {
         &self,
         request: Request<v1::UpdateServiceRequest>,
     ) -> Result<Response<v1::UpdateServiceResponse>, Status> {
-        Control::update_service(&self.api().await?, named(request)).await
+        let asked = networks_of(request.get_ref().spec.as_ref());
+        let updated = Control::update_service(&self.api().await?, named(request)).await;
+        updated.map_err(|status| self.explain(status, &asked))
     }
 
     async fn remove_service(

@@ -15,6 +15,7 @@ use types::{ErrorCode, Fault};
 use wire::fault_of;
 use wire::v1::bootstrap_client::BootstrapClient;
 use wire::v1::certificates_client::CertificatesClient;
+use wire::v1::dispatcher_client::DispatcherClient;
 use wire::v1::membership_client::MembershipClient;
 use wire::v1::{self, IssueResponse};
 
@@ -171,6 +172,56 @@ pub(crate) async fn leave_managers(tls: &Arc<NodeTls>, managers: &[String]) -> R
         async move {
             let channel = own_channel(&address, &tls)?;
             MembershipClient::new(channel).leave(v1::MembershipLeaveRequest {}).await.map(drop)
+        }
+    })
+    .await
+}
+
+/// Asks the leader about a network that a user names on this node.
+pub(crate) async fn find_network(
+    tls: &Arc<NodeTls>,
+    managers: &[String],
+    text: &str,
+) -> Result<v1::FoundNetwork, Fault> {
+    ask_leader(managers, |address| {
+        let (request, tls) = (v1::FindNetworkRequest { r#ref: text.to_owned() }, Arc::clone(tls));
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            let found = DispatcherClient::new(channel).find_network(request).await;
+            found.map(tonic::Response::into_inner)
+        }
+    })
+    .await
+}
+
+/// Has a task of this node connected to a network of the cluster.
+pub(crate) async fn connect_task(
+    tls: &Arc<NodeTls>,
+    managers: &[String],
+    request: &v1::ConnectTaskRequest,
+) -> Result<v1::ConnectTaskResponse, Fault> {
+    ask_leader(managers, |address| {
+        let (request, tls) = (request.clone(), Arc::clone(tls));
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            let connected = DispatcherClient::new(channel).connect_task(request).await;
+            connected.map(tonic::Response::into_inner)
+        }
+    })
+    .await
+}
+
+/// The way back.
+pub(crate) async fn disconnect_task(
+    tls: &Arc<NodeTls>,
+    managers: &[String],
+    request: &v1::DisconnectTaskRequest,
+) -> Result<(), Fault> {
+    ask_leader(managers, |address| {
+        let (request, tls) = (request.clone(), Arc::clone(tls));
+        async move {
+            let channel = own_channel(&address, &tls)?;
+            DispatcherClient::new(channel).disconnect_task(request).await.map(drop)
         }
     })
     .await

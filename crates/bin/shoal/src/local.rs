@@ -231,6 +231,82 @@ impl Local for LocalApi {
         let lines = lines.map_err(|error| fault(&error));
         answer(lines.map(|lines| v1::RemoveImageResponse { lines }))
     }
+
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Result<Response<v1::CreateNetworkResponse>, Status> {
+        log_caller(&request, "network create");
+        let node = Arc::clone(&self.node);
+        answer(finish(async move { node.create_network(request.into_inner()).await }).await)
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<v1::ListNetworksRequest>,
+    ) -> Result<Response<v1::NodeNetworkList>, Status> {
+        let networks = self.node.network().list(&request.into_inner());
+        Ok(Response::new(v1::NodeNetworkList { networks }))
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Result<Response<v1::NodeNetworkView>, Status> {
+        let request = request.into_inner();
+        answer(network_ref(&request.r#ref).and_then(|text| self.node.network().get(text)))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<v1::ObjectRef>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        log_caller(&request, "network rm");
+        let node = Arc::clone(&self.node);
+        let wanted = request.into_inner().r#ref;
+        let removed = finish(async move {
+            let network = node.network();
+            network.remove(network_ref(&wanted)?).await
+        });
+        answer(removed.await.map(|()| v1::Empty {}))
+    }
+
+    async fn prune_networks(
+        &self,
+        request: Request<v1::PruneNetworksRequest>,
+    ) -> Result<Response<v1::PruneNetworksResponse>, Status> {
+        log_caller(&request, "network prune");
+        let node = Arc::clone(&self.node);
+        let names = finish(async move { node.network().prune(&request.into_inner()).await });
+        answer(names.await.map(|names| v1::PruneNetworksResponse { names }))
+    }
+
+    async fn connect_network(
+        &self,
+        request: Request<v1::ConnectNetworkRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        log_caller(&request, "network connect");
+        let node = Arc::clone(&self.node);
+        let done = finish(async move { node.connect_network(request.into_inner()).await });
+        answer(done.await.map(|()| v1::Empty {}))
+    }
+
+    async fn disconnect_network(
+        &self,
+        request: Request<v1::DisconnectNetworkRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        log_caller(&request, "network disconnect");
+        let node = Arc::clone(&self.node);
+        let done = finish(async move { node.disconnect_network(request.into_inner()).await });
+        answer(done.await.map(|()| v1::Empty {}))
+    }
+}
+
+fn network_ref(text: &str) -> Result<&str, Fault> {
+    match text.is_empty() {
+        true => Err(Fault::invalid("network", "name a network")),
+        false => Ok(text),
+    }
 }
 
 fn registry_auth(request: v1::PullImageRequest) -> Option<RegistryAuth> {
@@ -245,11 +321,11 @@ fn registry_auth(request: v1::PullImageRequest) -> Option<RegistryAuth> {
     given(&username).then_some(RegistryAuth::Password { username, password })
 }
 
-/// A change of membership is carried through though its caller goes away.
+/// A change is carried through though its caller goes away.
 async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Fault>> + Send + 'static,
 ) -> Result<T, Fault> {
-    let broken = |_| Fault::new(ErrorCode::Internal, "the change of membership has stopped");
+    let broken = |_| Fault::new(ErrorCode::Internal, "the change has stopped");
     tokio::spawn(work).await.map_err(broken)?
 }
 

@@ -4,6 +4,11 @@
 //! Does not know: netlink, resolvers. Invariant: a name is given out once the data path leads where
 //! it says, and a container starts once its names are served.
 
+mod api;
+mod connect;
+mod names;
+mod own;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -13,13 +18,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use base::chain;
 use netd::Forward;
-use network::DataPath;
+use network::{DataPath, LocalContainer};
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
-use types::{Condition, ConditionCode, DirectoryUpdate, NetworkId, PortBinding, PortProtocol};
+use types::{
+    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkId, PortBinding, PortProtocol,
+};
+
+pub(crate) use api::Known;
+pub(crate) use connect::Wishes;
+pub(crate) use own::name_taken;
 
 use crate::config::Config;
+use own::OwnNetworks;
 
 /// How often ports that a program of the host holds are asked for again.
 const RESERVE_PERIOD: Duration = Duration::from_secs(2);
@@ -44,6 +56,11 @@ pub(crate) struct NodeNetwork {
     internal: Arc<Mutex<BTreeSet<NetworkId>>>,
     /// Where this node's data path ends; `None` before it is in a cluster.
     address: watch::Sender<Option<IpAddr>>,
+    own: OwnNetworks,
+    /// What the resolver was told of them.
+    told: Arc<tokio::sync::Mutex<Option<DirectoryUpdate>>>,
+    /// What the last attempts of containers to be on their networks came to.
+    attempts: connect::Attempts,
 }
 
 impl NodeNetwork {
@@ -58,7 +75,19 @@ impl NodeNetwork {
         .context("network")?;
         let options = netd::Options::new(config.run_dir.clone(), build()?);
         let names = netd::Client::connect_or_start(options).await.context("names")?;
-        Ok(Self { path, names, internal: Arc::default(), address: watch::Sender::new(None) })
+        let db = agent::NetworkDb::open(&config.data_dir.join("networks.db"))?;
+        let this = Self {
+            path,
+            names,
+            internal: Arc::default(),
+            address: watch::Sender::new(None),
+            own: OwnNetworks::open(db)?,
+            told: Arc::default(),
+            attempts: connect::Attempts::default(),
+        };
+        this.recall_own().await.context("the node's own networks")?;
+        this.tell_names().await;
+        Ok(this)
     }
 
     pub(crate) fn path(&self) -> &DataPath {
@@ -182,12 +211,17 @@ impl NodeNetwork {
         any
     }
 
-    fn without_a_way_out(&self, wanted: &ContainerNetwork) -> bool {
+    /// It is on internal networks only, and nothing is published of it.
+    fn without_a_way_out(&self, container: &LocalContainer) -> bool {
         let internal = self.internal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_internal = |one: &types::Attachment| internal.contains(&one.network);
-        wanted.mesh.is_none()
-            && !wanted.attachments.is_empty()
-            && wanted.attachments.iter().all(is_internal)
+        let is_internal = |id: &NetworkId| {
+            internal.contains(id) || self.own.get(*id).is_some_and(|own| own.spec.internal)
+        };
+        let networks: Vec<NetworkId> = networks_of(container).collect();
+        let mesh = container.links.iter().find(|end| end.network.is_none());
+        let own = |v4: std::net::Ipv4Addr| self.path.subnet().contains(&v4);
+        let in_mesh = mesh.is_some_and(|end| !end.v4.is_some_and(own));
+        !in_mesh && !networks.is_empty() && networks.iter().all(is_internal)
     }
 
     fn learn_internal(&self, update: &DirectoryUpdate) {
@@ -206,27 +240,63 @@ impl NodeNetwork {
         }
     }
 
+    async fn try_attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
+        if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
+            self.ensure_bridge().await.map_err(|fault| RuntimeError::Failed {
+                step: "make the network bridge",
+                problem: fault.message,
+            })?;
+        }
+        let mut attached = self.path.attach(wanted).await?;
+        let alone = [NetworkId::HOST, NetworkId::NONE];
+        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
+            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
+        }
+        self.tell_names_of(&wanted.id).await;
+        Ok(attached)
+    }
+
     /// Serves the container's names; gives its `resolv.conf`.
     async fn serve(&self, wanted: &ContainerNetwork, netns: &Path) -> Result<String, RuntimeError> {
-        // A host without the file has no resolver: then only our names are known.
-        let host = tokio::fs::read_to_string(HOST_RESOLV_CONF).await.unwrap_or_default();
-        let forward = match self.without_a_way_out(wanted) {
-            true => Forward::None,
-            false => Forward::choose(&host, &wanted.dns),
-        };
-        let port = self
-            .names
-            .serve(netd::Container {
-                id: wanted.id.clone(),
-                netns: netns.to_path_buf(),
-                networks: wanted.attachments.iter().map(|one| one.network).collect(),
-                forward,
-            })
-            .await
-            .map_err(|error| failed("serve names", &error))?;
-        self.path.set_resolver(&wanted.id, port).await?;
+        let host = host_resolvers().await;
+        self.serve_as(&wanted.id, netns, &host).await?;
         Ok(netd::resolv_conf(&host, &wanted.dns))
     }
+
+    /// The same for one whose networks have changed.
+    async fn serve_again(&self, id: &str) -> Result<(), RuntimeError> {
+        let netns = self.path.netns(id);
+        self.serve_as(id, &netns, &host_resolvers().await).await
+    }
+
+    async fn serve_as(&self, id: &str, netns: &Path, host: &str) -> Result<(), RuntimeError> {
+        let Some(container) = self.path.container(id) else {
+            return Err(RuntimeError::NoContainer { id: id.to_owned() });
+        };
+        let nameservers = container.nameservers.clone();
+        let forward = match self.without_a_way_out(&container) {
+            true => Forward::None,
+            false => Forward::choose(host, &DnsConfig { nameservers, ..DnsConfig::default() }),
+        };
+        let served = netd::Container {
+            id: id.to_owned(),
+            netns: netns.to_path_buf(),
+            networks: networks_of(&container).collect(),
+            forward,
+        };
+        let port = self.names.serve(served).await.map_err(|error| failed("serve names", &error))?;
+        self.path.set_resolver(id, port).await
+    }
+}
+
+/// A host without the file has no resolver: then only our names are known.
+async fn host_resolvers() -> String {
+    tokio::fs::read_to_string(HOST_RESOLV_CONF).await.unwrap_or_default()
+}
+
+/// In the order in which names are looked for.
+fn networks_of(container: &LocalContainer) -> impl Iterator<Item = NetworkId> {
+    container.links.iter().filter_map(|end| end.network)
 }
 
 impl Network for NodeNetwork {
@@ -237,12 +307,9 @@ impl Network for NodeNetwork {
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
-        let mut attached = self.path.attach(wanted).await?;
-        let alone = [NetworkId::HOST, NetworkId::NONE];
-        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
-            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
-        }
-        Ok(attached)
+        let attached = self.try_attach(wanted).await;
+        self.attempts.note(&wanted.id, attached.as_ref().err());
+        attached
     }
 
     async fn drain(&self, id: &str, limit: Drain) {
@@ -251,8 +318,17 @@ impl Network for NodeNetwork {
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         let released = self.names.release(id).await;
+        self.attempts.forget(id);
+        let on_own = self.is_on_own(id);
         self.path.detach(id).await?;
+        if on_own {
+            self.tell_names().await;
+        }
         released.map_err(|error| failed("stop serving names", &error))
+    }
+
+    async fn connections(&self, id: &str) -> Vec<NetworkId> {
+        self.path.connections(id).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

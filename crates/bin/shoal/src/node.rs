@@ -9,6 +9,7 @@ mod callers;
 mod checks;
 mod found;
 mod networking;
+mod own_networks;
 mod teardown;
 
 use std::sync::Arc;
@@ -128,6 +129,10 @@ impl Node {
         })
     }
 
+    pub(crate) fn network(&self) -> &NodeNetwork {
+        &self.network
+    }
+
     fn source(&self) -> IdSource {
         let mut ids = self.ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         IdSource::new(ids.mint().as_u128())
@@ -135,7 +140,11 @@ impl Node {
 
     /// Continues what the disk says this node is.
     pub(crate) async fn resume(self: &Arc<Self>) -> Result<()> {
-        let Some(settings) = self.dir.load()? else { return Ok(()) };
+        let Some(settings) = self.dir.load()? else {
+            // Outside of a cluster there is nothing of one to be kept.
+            self.forget_networks().await;
+            return Ok(());
+        };
         let mut active = self.active.lock().await;
         match self.start_member(settings).await {
             Ok(member) => active.member = Some(member),

@@ -5,6 +5,7 @@
 //! Does not know: where tasks go. Invariant: what is given is held by one object at a time, and
 //! given out in a circle, so that what was freed rests.
 
+mod connect;
 mod give;
 mod network;
 mod reason;
@@ -14,6 +15,8 @@ use std::collections::BTreeSet;
 
 use state::{Author, Change, ChangeSet, Ctx, Decider, Event, Plan, Snapshot};
 use types::{NetworkDriver, NetworkId, NodeId, Service, ServiceId};
+
+pub use connect::{Connecting, connect};
 
 /// Node numbers fit 24 bits: they become part of addresses.
 const NODE_NUMBER_MAX: u32 = (1 << 24) - 2;

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use allocator::{Allocator, Key};
+use allocator::{Allocator, Connecting, Key, connect};
 use base::{Id, IdSource, Millis, Timestamp};
 use proptest::prelude::*;
 use state::{Author, Change, ChangeSet, Ctx, Decider, Event, Refusal, Snapshot, Stamp, verify};
 use testkit::{fixture, node_id};
 use types::{
-    Condition, ConditionCode, EndpointSpec, IpamPool, NetworkAttachment, NetworkId, NetworkSpec,
-    PortProtocol, PortSpec, PublishMode, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskState,
-    TaskStatus, limits,
+    Condition, ConditionCode, Connection, EndpointSpec, IpamPool, NetworkAttachment, NetworkId,
+    NetworkSpec, PortProtocol, PortSpec, PublishMode, ServiceId, ServiceMode, ServiceSpec, TaskId,
+    TaskState, TaskStatus, limits,
 };
 
 /// A state that the allocator follows, as the reconcile loop lets it.
@@ -187,6 +187,106 @@ impl World {
             }
         }
     }
+}
+
+impl World {
+    /// A network that running containers may be connected to.
+    fn attachable(&mut self, number: u128, subnet: &str) -> NetworkId {
+        let network = id(1_000 + number);
+        let pool = IpamPool { subnet: subnet.parse().ok(), ..IpamPool::default() };
+        let spec = NetworkSpec {
+            name: format!("net{number}"),
+            ipv4: true,
+            attachable: true,
+            ipam: if subnet.is_empty() { Vec::new() } else { vec![pool] },
+            ..NetworkSpec::default()
+        };
+        self.apply(Author::Api, Change::CreateNetwork { id: network, spec: Arc::new(spec) });
+        network
+    }
+
+    fn running(&mut self, service: ServiceId) -> TaskId {
+        let task = self.start(service, 1);
+        self.apply(Author::Scheduler, Change::AssignTasks(vec![(task, node_id("a"))]));
+        let status = TaskStatus { state: TaskState::Running, ..TaskStatus::default() };
+        self.apply(Author::Dispatch, Change::ReportTasks(vec![(task, status)]));
+        task
+    }
+
+    fn connect(&mut self, task: TaskId, network: NetworkId, ip: &str) -> Result<IpAddr, String> {
+        let asked: Vec<IpAddr> = ip.parse().into_iter().collect();
+        for _ in 0..2 {
+            let known = self.view.network(network).unwrap();
+            match connect(&self.view, self.now, known, &asked).map_err(|fault| fault.message)? {
+                Connecting::After(atom) => {
+                    let mut dirty = BTreeSet::new();
+                    self.take(&atom, &mut dirty).unwrap();
+                    self.settle(dirty);
+                }
+                Connecting::With(attachment) => {
+                    let connection = Box::new(Connection { attachment, aliases: Vec::new() });
+                    let change = Change::ConnectTask { task, connection };
+                    let applied = self.try_apply(Author::Allocator, change);
+                    applied.map_err(|refusal| refusal.to_fault().message)?;
+                    return Ok(attachment.addresses().next().unwrap());
+                }
+            }
+        }
+        Err("it never became larger".into())
+    }
+}
+
+#[test]
+fn a_running_task_is_connected_and_what_it_had_rests_when_it_is_not_any_more() {
+    let mut world = World::new();
+    let network = world.attachable(1, "10.9.0.0/29");
+    let other = world.network(2, "10.8.0.0/24");
+    let (web, plain) = (world.service(1, &[other], vec![]), world.service(2, &[], vec![]));
+    let (task, bare) = (world.running(web), world.running(plain));
+    assert_eq!(world.connect(task, network, "10.9.0.3").unwrap().to_string(), "10.9.0.3");
+    assert_eq!(world.connect(bare, network, "").unwrap().to_string(), "10.9.0.4");
+    world.check();
+    for (wanted, ip, part) in [
+        (network, "", "already exists in network net1"),
+        (network, "10.9.0.3", "Address already in use"),
+        (network, "10.9.0.1", "is no address that a container of net1 may have"),
+        (other, "", "network net2 not manually attachable"),
+    ] {
+        let refused = world.connect(task, wanted, ip).unwrap_err();
+        assert!(refused.contains(part), "{refused}");
+    }
+    let refused = world.try_apply(Author::Api, Change::RemoveNetwork(network)).unwrap_err();
+    let message = refused.to_fault().message;
+    assert!(message.starts_with("network net1 is in use by container service"), "{message}");
+    assert!(world.view.nodes_on_network(network).any(|one| one == (node_id("a"), 2)));
+    let gone = Change::DisconnectTask { task, network };
+    world.apply(Author::Allocator, gone.clone());
+    assert!(world.try_apply(Author::Allocator, gone).is_err(), "it is not there any more");
+    assert_eq!(world.address(task, network), None);
+    assert_eq!(world.connect(task, network, "").unwrap().to_string(), "10.9.0.5", "it rests");
+    // With the task, what it was connected to is gone.
+    for task in [task, bare] {
+        world.end(task);
+    }
+    world.apply(Author::Api, Change::RemoveNetwork(network));
+    world.check();
+}
+
+#[test]
+fn a_task_that_does_not_run_is_not_connected_and_a_full_network_grows() {
+    let mut world = World::new();
+    let network = world.attachable(1, "");
+    let service = world.service(1, &[], vec![]);
+    let fresh = world.start(service, 1);
+    let refused = world.connect(fresh, network, "").unwrap_err();
+    assert!(refused.contains("running"), "{refused}");
+    let task = world.running(service);
+    for _ in 0..300 {
+        world.connect(task, network, "").unwrap();
+        world.apply(Author::Allocator, Change::DisconnectTask { task, network });
+    }
+    assert_eq!(world.view.network(network).unwrap().subnets.len(), 2);
+    world.check();
 }
 
 fn mesh(published: u16) -> PortSpec {

@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use state::Snapshot;
-use types::{NodeId, ServiceId, Task, TaskId, TaskState};
+use types::{Connection, NodeId, ServiceId, Task, TaskId, TaskState};
 
 /// What one session was told.
 #[derive(Debug, Default)]
 pub struct Told {
     tasks: BTreeMap<TaskId, TaskState>,
+    /// Of tasks that somebody connected to further networks: few.
+    connected: BTreeMap<TaskId, Vec<Connection>>,
     revisions: BTreeSet<(ServiceId, u64)>,
 }
 
@@ -48,7 +50,7 @@ impl Told {
             }
             seen.insert(task.id);
             let told = self.tasks.get(&task.id).copied();
-            if told == Some(task.desired) {
+            if told == Some(task.desired) && !self.connects(task) {
                 continue;
             }
             let leaves = told.is_some_and(|told| told <= TaskState::Running)
@@ -57,6 +59,7 @@ impl Told {
             if leaves && holds(task) {
                 continue;
             }
+            self.connects(task);
             self.tasks.insert(task.id, task.desired);
             let key = (task.service, task.revision);
             if view.revision(key.0, key.1).is_some() && self.revisions.insert(key) {
@@ -68,14 +71,29 @@ impl Told {
             self.tasks.keys().filter(|id| !seen.contains(id)).copied().collect();
         for id in &gone {
             self.tasks.remove(id);
+            self.connected.remove(id);
         }
         difference.removed = gone;
         difference
+    }
+
+    /// Takes in what the task is connected to; whether the node was told otherwise.
+    fn connects(&mut self, task: &Task) -> bool {
+        let now = task.network.as_deref().map_or(&[][..], |given| &given.connected);
+        if self.connected.get(&task.id).map_or(&[][..], Vec::as_slice) == now {
+            return false;
+        }
+        match now.is_empty() {
+            true => self.connected.remove(&task.id),
+            false => self.connected.insert(task.id, now.to_vec()),
+        };
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use state::{Author, Change, ChangeSet, Stamp};
     use testkit::{fixture, node_id};
 
     use super::*;
@@ -108,6 +126,44 @@ mod tests {
         assert_eq!((difference.tasks.len(), difference.removed.len()), (1, 1));
         assert!(difference.revisions.is_empty());
     }
+    #[test]
+    fn what_a_task_is_connected_to_is_told_once() {
+        let mut view = fixture(BASE).view;
+        let mut told = Told::default();
+        told.update(&view, node_id("a"), |_| false);
+        let network = types::NetworkId::MAX;
+        let spec = types::NetworkSpec {
+            name: "back".into(),
+            attachable: true,
+            ipv4: true,
+            ..types::NetworkSpec::default()
+        };
+        let subnets = vec![types::Subnet::new("10.1.0.0/24".parse().unwrap(), None, None)];
+        let task = view.tasks_on_node(node_id("a")).next().unwrap().id;
+        let v4 = Some([10, 1, 0, 7].into());
+        let attachment = types::Attachment { network, v4, v6: None };
+        let connection = Box::new(Connection { attachment, aliases: Vec::new() });
+        for (author, change) in [
+            (Author::Api, Change::CreateNetwork { id: network, spec: spec.into() }),
+            (
+                Author::Allocator,
+                Change::AllocateNetwork { id: network, vni: 5_000, mtu: 1_450, subnets },
+            ),
+            (Author::Allocator, Change::ConnectTask { task, connection }),
+        ] {
+            let stamp = Stamp { index: view.index() + 1, time: view.time() };
+            view.apply(stamp, &ChangeSet::one(author, change), &mut Vec::new()).unwrap();
+        }
+        assert_eq!(told.update(&view, node_id("a"), |_| false).tasks, [task]);
+        assert!(told.update(&view, node_id("a"), |_| false).is_empty());
+        let stamp = Stamp { index: view.index() + 1, time: view.time() };
+        let change = Change::DisconnectTask { task, network };
+        let atom = ChangeSet::one(Author::Allocator, change);
+        view.apply(stamp, &atom, &mut Vec::new()).unwrap();
+        assert_eq!(told.update(&view, node_id("a"), |_| false).tasks, [task]);
+        assert!(told.update(&view, node_id("a"), |_| false).is_empty());
+    }
+
     #[test]
     fn a_stop_that_is_held_back_is_told_once_it_is_let_go() {
         let mut told = Told::default();

@@ -11,9 +11,9 @@ use dispatch::{Directory, Heard};
 use state::{Author, Change, ChangeSet, Event, Snapshot, Stamp};
 use testkit::{fixture, node_id, service_id};
 use types::{
-    Attachment, DirectoryUpdate, Endpoint, EndpointPart, NetworkAttachment, NetworkId, NetworkPart,
-    NetworkSpec, NodeId, OwnPart, PeerPart, ServiceId, ServicePart, Subnet, TaskId, TaskNetwork,
-    TaskState, TaskStatus, VirtualAddress,
+    Attachment, Connection, DirectoryUpdate, Endpoint, EndpointPart, NetworkAttachment, NetworkId,
+    NetworkPart, NetworkSpec, NodeId, OwnPart, PeerPart, ServiceId, ServicePart, Subnet, TaskId,
+    TaskNetwork, TaskState, TaskStatus, VirtualAddress,
 };
 
 const NODES: [&str; 4] = ["a", "b", "c", "d"];
@@ -105,7 +105,8 @@ impl World {
     fn make_network(&mut self, number: u8, ingress: bool) -> NetworkId {
         let network: NetworkId = id(1_000 + u128::from(number));
         let name = format!("net{number}");
-        let spec = NetworkSpec { name, ingress, ipv4: true, ..NetworkSpec::default() };
+        let attachable = !ingress;
+        let spec = NetworkSpec { name, ingress, attachable, ipv4: true, ..NetworkSpec::default() };
         let spec = Arc::new(spec);
         self.apply(Author::Api, Change::CreateNetwork { id: network, spec });
         let net = format!("10.{number}.0.0/16").parse().unwrap();
@@ -165,7 +166,7 @@ impl World {
             .into_iter()
             .map(|network| Attachment { network, v4: Some(self.address(network)), v6: None })
             .collect();
-        let network = TaskNetwork { attachments, mesh: None };
+        let network = TaskNetwork { attachments, ..TaskNetwork::default() };
         self.apply(Author::Allocator, Change::AttachTasks(vec![(task, network)]));
         let pair = vec![(task, node_id(node))];
         self.apply(Author::Scheduler, Change::AssignTasks(pair));
@@ -261,6 +262,33 @@ fn silence_takes_a_node_out_of_service_unless_nobody_is_left() {
     world.directory.suspect(&view, node_id("a"), false);
     world.tell();
     assert_eq!(world.serving("a"), 1);
+}
+
+#[test]
+fn a_connected_task_is_known_by_its_names_and_no_services() {
+    let mut world = World::new();
+    let back = world.make_network(1, false);
+    let front = world.make_network(2, false);
+    world.attach("web", back);
+    let task = world.start("web", "a", 1);
+    world.report(task, TaskState::Running);
+    world.tell();
+    assert!(!world.knows("a").networks.contains_key(&front));
+    let v4 = Some(world.address(front));
+    let attachment = Attachment { network: front, v4, v6: None };
+    let connection = Box::new(Connection { attachment, aliases: vec!["db".into()] });
+    world.apply(Author::Allocator, Change::ConnectTask { task, connection });
+    world.tell();
+    let known = world.knows("a");
+    let part = &known.endpoints[&(front, task)];
+    assert_eq!((part.service, part.v4, part.serving), (None, v4, true));
+    assert_eq!(part.names.last().unwrap(), "db");
+    assert!(known.endpoints[&(back, task)].service.is_some());
+    assert!(!world.knows("b").networks.contains_key(&front));
+    world.apply(Author::Allocator, Change::DisconnectTask { task, network: front });
+    world.tell();
+    assert!(!world.knows("a").networks.contains_key(&front), "its node takes no part any more");
+    assert!(world.knows("a").endpoints.contains_key(&(back, task)));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod balance;
 mod directory;
 mod keys;
+mod local;
 mod mesh;
 mod numbers;
 mod overlay;
@@ -17,13 +18,14 @@ mod plan;
 mod state;
 
 pub use balance::{CLASSES, Step, class_of, rearrange};
+pub use local::{Bridge, Surroundings, choose_subnets};
 pub use mesh::{MeshLinks, RETURN_TABLE};
 pub use numbers::{
     GATEWAY_HARDWARE, HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP,
     link_v4, link_v6, mark_of, node_hardware, task_hardware,
 };
 pub use overlay::MAIN as MAIN_TABLE;
-pub use plan::{HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
+pub use plan::{AskedBy, HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
 pub use state::{Changes, Edit, Elements, Hardware, RouteKey, RouteTo, Surplus, Value, Wanted};
 
 /// Names of links inside our namespaces.
@@ -71,6 +73,12 @@ pub mod set {
     pub const PORTS: &str = "ports";
     pub const BOUND4: &str = "bound4";
     pub const BOUND6: &str = "bound6";
+    /// Links of the host's that are bridges of ours, of these the internal ones and those whose
+    /// traffic gets the host's address, and each with itself.
+    pub const BRIDGES: &str = "bridges";
+    pub const CLOSED: &str = "closed";
+    pub const MASKED: &str = "masked";
+    pub const WITHIN: &str = "within";
     /// VXLAN network identifiers of ours, and who may send with each.
     pub const VNIS: &str = "vnis";
     pub const MEMBERS4: &str = "members4";

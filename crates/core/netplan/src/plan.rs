@@ -14,6 +14,7 @@ use types::{
 };
 
 use crate::directory::{Table, as_increment};
+use crate::local::Bridge;
 use crate::mesh::{Host, Mesh, MeshLinks, bindings_of, mesh_end, mesh_ports};
 use crate::overlay::{End, Fabric, addresses, settle_edits};
 use crate::state::{Changes, Hardware, Wanted};
@@ -30,22 +31,45 @@ pub enum Scope {
 /// A container of this node, as it is connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalContainer {
+    /// In the order in which they were asked for.
     pub links: Vec<LocalLink>,
     /// It may open connections to the world.
     pub outward: bool,
     pub host_ports: Vec<HostPortPlan>,
+    /// By which others on the node's own networks know it; the first one is its name.
+    pub names: Vec<String>,
+    /// Resolvers that it was given instead of the host's.
+    pub nameservers: Vec<String>,
+}
+
+/// Who wants a container to be on a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AskedBy {
+    /// Its service, from its beginning.
+    #[default]
+    Service,
+    /// Somebody who connected it to a network of the cluster.
+    Managers,
+    /// Somebody who connected it to a network of this node.
+    Node,
 }
 
 /// The end of one of its links that lies in a namespace of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalLink {
     /// `None`: to the mesh.
     pub network: Option<NetworkId>,
+    pub asked_by: AskedBy,
+    /// Name of the container's own end.
+    pub interface: String,
+    /// Empty: there is no end of ours.
     pub link: String,
     pub v4: Option<Ipv4Addr>,
     pub v6: Option<Ipv6Addr>,
-    /// Of the container's own end.
+    /// Of the container's own end; zero: the kernel's choice.
     pub hardware: Hardware,
+    /// Further names of the container, on this network of the node's.
+    pub aliases: Vec<String>,
 }
 
 /// A port of the node that leads to one container.
@@ -71,18 +95,20 @@ pub struct Planner {
     own: Option<OwnPart>,
     overlays: BTreeMap<NetworkId, Overlay>,
     ingress: Option<Table>,
-    mesh: Mesh,
-    host: Host,
+    pub(crate) mesh: Mesh,
+    pub(crate) host: Host,
     containers: BTreeMap<String, LocalContainer>,
     /// Of the host's links.
     node_addresses: BTreeMap<String, Vec<IpAddr>>,
     unavailable: BTreeSet<PortBinding>,
+    /// Of the node's own networks, by link.
+    pub(crate) bridges: BTreeMap<String, Bridge>,
     /// Addresses that get no new connections any more, and where they did.
     departed: Vec<(Scope, IpAddr)>,
 }
 
 /// Changes of each namespace.
-type All = BTreeMap<Scope, Changes>;
+pub(crate) type All = BTreeMap<Scope, Changes>;
 
 impl Planner {
     /// `gateway` is the host's end of its link to the mesh.
@@ -97,6 +123,7 @@ impl Planner {
             containers: BTreeMap::new(),
             node_addresses: BTreeMap::new(),
             unavailable: BTreeSet::new(),
+            bridges: BTreeMap::new(),
             departed: Vec::new(),
         }
     }
@@ -403,6 +430,7 @@ impl Planner {
         let peers = self.ingress.iter().flat_map(|table| table.peers.values());
         let own = self.node_addresses.values().flatten().copied();
         self.mesh.name_nodes(peers, own, all.entry(Scope::Mesh).or_default());
+        self.guard_bridges(all);
     }
 
     /// Takes a container, or its new form.
@@ -496,6 +524,7 @@ impl Planner {
     pub fn set_managers(&mut self, managers: &BTreeSet<SocketAddr>) -> All {
         let mut all = All::new();
         self.mesh.guard(managers, all.entry(Scope::Mesh).or_default());
+        self.guard_bridges(&mut all);
         self.settle(all)
     }
 
@@ -517,7 +546,7 @@ impl Planner {
         Some((Scope::Mesh, table, &mut self.mesh.fabric))
     }
 
-    fn settle(&self, mut all: All) -> All {
+    pub(crate) fn settle(&self, mut all: All) -> All {
         all.retain(|scope, changes| {
             let Some(wanted) = self.wanted(*scope) else { return false };
             wanted.settle(changes);

@@ -20,7 +20,7 @@ use crate::apply::{Refusal, Stamp, born, missing, touch};
 use crate::{Change, Event, Holder, Resting, Snapshot};
 
 /// Where the circle of a subnet goes on: network, place among its subnets, offset.
-type Cursors = BTreeMap<(NetworkId, usize), u64>;
+pub(crate) type Cursors = BTreeMap<(NetworkId, usize), u64>;
 
 impl Snapshot {
     pub(crate) fn apply_network_change(
@@ -39,6 +39,12 @@ impl Snapshot {
                 self.set_endpoint(stamp, *service, endpoint.as_ref(), events)
             }
             Change::AttachTasks(list) => self.attach_tasks(stamp, list, events),
+            Change::ConnectTask { task, connection } => {
+                self.connect_task(stamp, *task, connection, events)
+            }
+            Change::DisconnectTask { task, network } => {
+                self.disconnect_task(stamp, *task, *network, events)
+            }
             _ => Ok(()),
         }
     }
@@ -127,8 +133,7 @@ impl Snapshot {
             return Err(conflict("", message));
         }
         if let Some(task) = self.tasks_on_network(id).next() {
-            let message = format!("network {name} is in use by task {}", task.id);
-            return Err(conflict("", message));
+            return Err(conflict("", self.in_use_by(name, id, task)));
         }
         self.net.networks.remove(&id);
         self.net.names.remove(name.to_lowercase().as_str());
@@ -295,7 +300,7 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_attachment(
+    pub(crate) fn check_attachment(
         &mut self,
         task: TaskId,
         one: &Attachment,
@@ -356,7 +361,7 @@ impl Snapshot {
     }
 
     /// Where a circle goes on concerns nobody: no event, no new version.
-    fn move_cursors(&mut self, cursors: &Cursors) {
+    pub(crate) fn move_cursors(&mut self, cursors: &Cursors) {
         for ((id, place), offset) in cursors {
             let Some(known) = self.net.networks.get(id) else { continue };
             let mut network = (**known).clone();
@@ -485,6 +490,6 @@ fn nets_of(network: &Network) -> impl Iterator<Item = IpNet> {
     given.chain(network.spec.ipam.iter().filter_map(|pool| pool.subnet))
 }
 
-fn conflict(field: &str, message: String) -> Refusal {
+pub(crate) fn conflict(field: &str, message: String) -> Refusal {
     Refusal::Invalid(Fault { field: field.into(), ..Fault::new(ErrorCode::Conflict, message) })
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use base::Timestamp;
 use types::{
-    Cluster, ClusterSpec, Endpoint, ManagerStatus, NetworkId, NetworkSpec, Node, NodeDescription,
-    NodeId, NodeRole, NodeSpec, NodeStatus, Reason, ServiceId, ServiceSpec, SlotKey, Subnet, Tally,
-    TaskId, TaskNetwork, TaskState, TaskStatus, UpdateStatus,
+    Cluster, ClusterSpec, Connection, Endpoint, ManagerStatus, NetworkId, NetworkSpec, Node,
+    NodeDescription, NodeId, NodeRole, NodeSpec, NodeStatus, Reason, ServiceId, ServiceSpec,
+    SlotKey, Subnet, Tally, TaskId, TaskNetwork, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// One change. Lists of tasks keep a change of thousands small.
@@ -122,6 +122,16 @@ pub enum Change {
     },
     /// New → Pending, with what the tasks are given of the network.
     AttachTasks(Vec<(TaskId, TaskNetwork)>),
+    /// A running task is on one more network.
+    ConnectTask {
+        task: TaskId,
+        connection: Box<Connection>,
+    },
+    /// It is not any more on a network that it was connected to.
+    DisconnectTask {
+        task: TaskId,
+        network: NetworkId,
+    },
 }
 
 /// Who made a change set.
@@ -185,7 +195,9 @@ impl Author {
             | Change::AdmitTasks(_)
             | Change::AllocateNetwork { .. }
             | Change::SetEndpoint { .. }
-            | Change::AttachTasks(_) => self == Self::Allocator,
+            | Change::AttachTasks(_)
+            | Change::ConnectTask { .. }
+            | Change::DisconnectTask { .. } => self == Self::Allocator,
             Change::SetUpdateStatus { .. }
             | Change::CreateTasks { .. }
             | Change::DesireTasks { .. }

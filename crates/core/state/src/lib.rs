@@ -6,6 +6,7 @@
 //! and no randomness, so every manager that applies the same changes has the same state.
 
 mod apply;
+mod apply_connection;
 mod apply_network;
 mod apply_service;
 mod change;

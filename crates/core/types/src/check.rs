@@ -4,11 +4,15 @@
 //! Does not know: other objects; whether a name is taken is the store's to say.
 //! Invariant: nothing that this version cannot act on gets past it.
 
+mod local_network;
 mod network;
 
 use base::Millis;
 
-pub use network::{POOL_DEFAULT, POOL_MASK, check_address_pools, check_network_spec};
+pub use local_network::check_local_network_spec;
+pub use network::{
+    POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_network_spec,
+};
 
 use crate::limits::{
     CERTIFICATE_EXPIRY_MAX, CERTIFICATE_EXPIRY_MIN, CPU_NANOS_MIN, DURATION_MAX, HEARTBEAT_MAX,

@@ -13,6 +13,7 @@ mod fault;
 mod ids;
 mod image_name;
 pub mod limits;
+mod local_network;
 mod network;
 mod node;
 mod service;
@@ -21,8 +22,8 @@ mod task;
 
 pub use capability::{CAPABILITIES, Capability};
 pub use check::{
-    POOL_DEFAULT, POOL_MASK, check_address_pools, check_cluster_spec, check_labels,
-    check_network_spec, check_node_spec,
+    POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_cluster_spec, check_labels,
+    check_local_network_spec, check_network_spec, check_node_spec,
 };
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};
@@ -32,10 +33,11 @@ pub use directory::{
 pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use image_name::ImageName;
+pub use local_network::{LocalNetwork, local_option};
 pub use network::{
-    Attachment, Endpoint, EndpointMode, Family, HostPort, IpamPool, Network, NetworkDriver,
-    NetworkSpec, PortBinding, PortProtocol, PublishMode, Subnet, TaskNetwork, VirtualAddress,
-    nets_overlap,
+    Attachment, Connection, Endpoint, EndpointMode, Family, HostPort, IpamPool, Network,
+    NetworkDriver, NetworkSpec, PortBinding, PortProtocol, PublishMode, Subnet, TaskNetwork,
+    VirtualAddress, nets_overlap,
 };
 pub use node::{
     Availability, Condition, ConditionCode, DataPath, ManagerStatus, Node, NodeDescription,

@@ -61,6 +61,10 @@ pub const REMOVED_NODE_MEMORY: Millis = Millis::from_secs(10 * 365 * 86_400);
 
 /// Networks of one cluster: ten times the design figure of 1,000.
 pub const NETWORKS_MAX: usize = 10_000;
+/// Networks that one node has for itself: each is a link of the host.
+pub const LOCAL_NETWORKS_MAX: usize = 1_000;
+/// Networks that one container is on, those connected later included.
+pub const NETWORKS_PER_CONTAINER_MAX: usize = 128;
 /// Networks of one service: as many interfaces as a container can sensibly have.
 pub const NETWORKS_PER_SERVICE_MAX: usize = 64;
 /// Ports of one service; a range counts each of its ports.

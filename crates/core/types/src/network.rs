@@ -158,6 +158,8 @@ pub struct IpamPool {
     pub range: Option<IpNet>,
     /// `None`: the first address of the subnet.
     pub gateway: Option<IpAddr>,
+    /// Addresses that are somebody else's, by any name; of networks of one node only.
+    pub aux: BTreeMap<String, IpAddr>,
 }
 
 /// One subnet of a network.
@@ -437,13 +439,30 @@ pub struct TaskNetwork {
     pub attachments: Vec<Attachment>,
     /// Its address on the ingress network, when its service publishes a port by the mesh.
     pub mesh: Option<Attachment>,
+    /// What somebody connected it to while it ran, in that order.
+    pub connected: Vec<Connection>,
 }
 
 impl TaskNetwork {
-    /// All that it holds, the ingress network last.
+    /// All that it holds: of its service, of the ingress network, of what it was connected to.
     pub fn all(&self) -> impl Iterator<Item = &Attachment> {
-        self.attachments.iter().chain(&self.mesh)
+        let connected = self.connected.iter().map(|connection| &connection.attachment);
+        self.attachments.iter().chain(&self.mesh).chain(connected)
     }
+
+    /// How somebody connected it to a network.
+    #[must_use]
+    pub fn connection(&self, network: NetworkId) -> Option<&Connection> {
+        self.connected.iter().find(|connection| connection.attachment.network == network)
+    }
+}
+
+/// A running task on a network that its service does not name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub attachment: Attachment,
+    /// Further names of the task there.
+    pub aliases: Vec<String>,
 }
 
 /// A port of a node that leads to one task.

@@ -54,6 +54,7 @@ impl TaskNetworking {
     ) -> Result<Self, Fault> {
         let mut container = ContainerNetwork {
             id: task.id.to_string(),
+            names: names(task),
             hostname: hostname(task, spec),
             hosts: spec.container.hosts.clone(),
             dns: spec.container.dns.clone().unwrap_or_default(),
@@ -62,6 +63,7 @@ impl TaskNetworking {
         let Some(assigned) = assigned else { return Ok(Self { container, drain: None }) };
         let given = assigned.network.clone().unwrap_or_default();
         let given: TaskNetwork = given.try_into()?;
+        container.connected = given.connected.iter().map(|one| one.attachment).collect();
         (container.attachments, container.mesh) = (given.attachments, given.mesh);
         let ports = assigned.host_ports.iter().cloned().map(TryInto::try_into);
         container.host_ports = ports.collect::<Result<_, Fault>>()?;
@@ -73,8 +75,23 @@ impl TaskNetworking {
     /// It joins networks that the managers have to tell of first.
     pub(crate) fn needs_directory(&self) -> bool {
         let cluster = |attachment: &Attachment| !attachment.network.is_predefined();
-        self.container.mesh.is_some() || self.container.attachments.iter().any(cluster)
+        let mut all = self.container.attachments.iter().chain(&self.container.connected);
+        self.container.mesh.is_some() || all.any(cluster)
     }
+}
+
+/// What an assignment says that the task was connected to, if it makes sense.
+pub(crate) fn connected(assigned: Option<&v1::AssignedNetwork>) -> Option<Vec<Attachment>> {
+    let given = assigned.and_then(|assigned| assigned.network.clone()).unwrap_or_default();
+    let given: TaskNetwork = given.try_into().ok()?;
+    Some(given.connected.into_iter().map(|one| one.attachment).collect())
+}
+
+/// By which it is known on networks of the node's own: as docker's, the container's name first.
+fn names(task: &TaskIdentity) -> Vec<String> {
+    let (id, name) = (task.id.to_string(), task.name());
+    let short = id[..HOSTNAME_CHARS].to_owned();
+    vec![format!("{name}.{id}"), name, short]
 }
 
 /// As the service wants it, else the beginning of the task's id, as docker does.

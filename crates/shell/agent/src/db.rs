@@ -3,6 +3,8 @@
 //! Owns: one small database file. Does not know: what is done with the records.
 //! Invariant: a transaction is on disk before the call returns.
 
+pub(crate) mod networks;
+
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -27,22 +29,25 @@ pub struct TaskDb {
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// Another daemon has it open, the disk is full, or the file is damaged.
-    #[error("task database {path}")]
+    #[error("database {path}")]
     Database {
         path: PathBuf,
         #[source]
         source: Box<redb::Error>,
     },
     /// Written by another version: run that one.
-    #[error("task database {path} has format {found}, this version reads {FORMAT}")]
+    #[error("database {path} has format {found}, this version reads {FORMAT}")]
     Format { path: PathBuf, found: u32 },
     /// Damaged: leave the cluster and join again.
-    #[error("task database {path} is damaged")]
+    #[error("database {path} is damaged")]
     Damaged {
         path: PathBuf,
         #[source]
         source: prost::DecodeError,
     },
+    /// It says what makes no sense to this version: remove the file; the networks in it are lost.
+    #[error("database {path} makes no sense: {fault}")]
+    Senseless { path: PathBuf, fault: types::Fault },
 }
 
 /// Everything that is written in one transaction.

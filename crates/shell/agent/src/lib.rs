@@ -13,6 +13,7 @@ mod run;
 mod session;
 mod task;
 
+pub use db::networks::NetworkDb;
 pub use db::{DbError, TaskDb};
 pub use dial::GrpcDialer;
 pub use logs::LogUplink;

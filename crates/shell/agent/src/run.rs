@@ -36,7 +36,7 @@ use crate::container::{TaskIdentity, TaskNetworking};
 use crate::db::{Batch, DbError, FORMAT, TaskDb};
 use crate::logs::LogUplink;
 use crate::session::Choice;
-use crate::task::{Node, TaskLoop, Update, assigned, observed};
+use crate::task::{Connected, Node, TaskLoop, Update, assigned, observed};
 
 /// Updates of task loops waiting for the agent.
 const UPDATES_MAX: usize = 1_024;
@@ -84,6 +84,7 @@ struct LocalTask {
     stored: StoredTask,
     status: TaskStatus,
     wanted: watch::Sender<Wanted>,
+    connected: watch::Sender<Connected>,
 }
 
 enum Connection {
@@ -328,6 +329,9 @@ where
         };
         let wanted = wanted_of(assignment.desired);
         let (tx, rx) = watch::channel(wanted);
+        // What it refers to came before it, in this session or in the one to come.
+        let number = self.directories.max(1);
+        let (connect, connected) = watch::channel((number, network.container.connected.clone()));
         self.loops.spawn(
             TaskLoop {
                 node: Arc::clone(&self.node),
@@ -336,13 +340,14 @@ where
                 status: status.clone(),
                 observed,
                 network,
-                // What it refers to came before it, in this session or in the one to come.
-                directory: (self.directories.max(1), self.carried.clone()),
+                directory: (number, self.carried.clone()),
                 wanted: rx,
+                connected,
+                unconnected: None,
             }
             .run(),
         );
-        self.tasks.insert(id, LocalTask { stored, status, wanted: tx });
+        self.tasks.insert(id, LocalTask { stored, status, wanted: tx, connected: connect });
     }
 
     fn next_timer(&self) -> Millis {

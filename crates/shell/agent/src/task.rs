@@ -13,7 +13,7 @@ use ports::Clock;
 use ports::network::{Attached, Network};
 use ports::runtime::{ContainerState, PullItem, Runtime, RuntimeError};
 use tokio::sync::{mpsc, watch};
-use types::{TaskId, TaskSpec, TaskState, TaskStatus};
+use types::{Attachment, TaskId, TaskSpec, TaskState, TaskStatus};
 
 use crate::container::{TaskIdentity, TaskNetworking, container_config};
 
@@ -55,7 +55,13 @@ pub(crate) struct TaskLoop<R, N, C> {
     /// The update of the directory that it has to wait for, and the last one carried out.
     pub directory: (u64, watch::Receiver<u64>),
     pub wanted: watch::Receiver<Wanted>,
+    pub connected: watch::Receiver<Connected>,
+    /// How often in a row the links could not be made as `connected` says; `None`: they are.
+    pub unconnected: Option<u32>,
 }
+
+/// What a running task was connected to, and the update of the directory that it needs.
+pub(crate) type Connected = (u64, Vec<Attachment>);
 
 /// What a step came to.
 enum Outcome {
@@ -69,6 +75,7 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     /// Runs until the task is forgotten, or the agent goes away.
     pub(crate) async fn run(mut self) {
         let mut failures = 0;
+        self.recall_connections().await;
         loop {
             let wanted = *self.wanted.borrow_and_update();
             let step = decide_step(wanted, &self.status, &self.observed, self.node.clock.now());
@@ -104,6 +111,17 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
                     self.retry_later(&error, failures).await;
                 }
             }
+        }
+    }
+
+    /// What an earlier daemon was told of connections it may not have done.
+    async fn recall_connections(&mut self) {
+        if matches!(self.observed, Observed::Running { .. }) {
+            let there = self.node.network.connections(&self.id()).await;
+            let wanted = &self.network.container.connected;
+            let same = there.len() == wanted.len()
+                && wanted.iter().all(|one| there.contains(&one.network));
+            self.unconnected = (!same).then_some(0);
         }
     }
 
@@ -258,13 +276,49 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
         }
     }
 
+    /// Joins the networks that a running task was connected to, and leaves those that it is not
+    /// any more; `false` when the agent is gone.
+    async fn follow_connections(&mut self, failures: u32) -> bool {
+        let (number, connected) = self.connected.borrow_and_update().clone();
+        self.directory.0 = self.directory.0.max(number);
+        self.network.container.connected = connected;
+        let mut wanted = self.wanted.clone();
+        let attached = tokio::select! {
+            biased;
+            changed = wanted.changed() => return changed.is_ok(),
+            attached = self.attach() => attached,
+        };
+        let Err(error) = attached else {
+            self.unconnected = None;
+            return true;
+        };
+        tracing::warn!(task.id = %self.identity.id, %error, failures, "not connected yet");
+        self.unconnected = Some(failures.saturating_add(1));
+        let wait = RETRY_FLOOR.saturating_mul(1 << failures.min(10)).min(RETRY_CAP);
+        let at = Millis(self.node.clock.monotonic().0 + wait.0);
+        let mut connected = self.connected.clone();
+        tokio::select! {
+            biased;
+            changed = wanted.changed() => changed.is_ok(),
+            changed = connected.changed() => changed.is_ok(),
+            () = self.node.clock.sleep_until(at) => true,
+        }
+    }
+
     /// Waits for another wish or for the container's end; `false` when the agent is gone.
     async fn wait(&mut self) -> bool {
         let id = self.id();
         let running = matches!(self.observed, Observed::Running { .. });
+        if let Some(failures) = self.unconnected.filter(|_| running) {
+            return self.follow_connections(failures).await;
+        }
         tokio::select! {
             biased;
             changed = self.wanted.changed() => changed.is_ok(),
+            changed = self.connected.changed(), if running => {
+                self.unconnected = Some(0);
+                changed.is_ok()
+            }
             ended = self.node.runtime.wait(&id), if running => {
                 match ended {
                     Ok(state) => self.observed = observed(&state),

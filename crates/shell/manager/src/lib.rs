@@ -8,6 +8,7 @@
 pub mod api;
 mod authorize;
 pub mod certificates;
+mod connections;
 pub mod dispatcher;
 mod forward;
 pub mod membership;

@@ -14,7 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
-use types::NodeId;
+use types::{Fault, NodeId};
+use wire::status_of;
 use wire::v1::bootstrap_server::BootstrapServer;
 use wire::v1::certificates_server::CertificatesServer;
 use wire::v1::control_server::ControlServer;
@@ -25,6 +26,7 @@ use wire::v1::{self, ManagerMessage, NodeMessage};
 use crate::api::{ControlApi, LogBroker};
 use crate::authorize::{check_caller, check_manager};
 use crate::certificates::CertificateApi;
+use crate::connections::Connections;
 use crate::dispatcher::DispatcherHandle;
 use crate::dispatcher_addresses;
 use crate::options::OUTBOX_MAX;
@@ -71,6 +73,14 @@ impl<S: Store, C: Clock> Sessions<S, C> {
         let now = self.managers.clock.now();
         check_caller(&self.managers.store, request, Roles::AnyNode, now)
     }
+
+    fn connections(&self, node: NodeId) -> Connections<'_, S, C> {
+        Connections { store: &self.managers.store, clock: &self.managers.clock, node }
+    }
+}
+
+fn answer<T>(result: Result<T, Fault>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|fault| status_of(&fault))
 }
 
 type Out = Pin<Box<dyn Stream<Item = Result<ManagerMessage, Status>> + Send>>;
@@ -102,6 +112,30 @@ impl<S: Store, C: Clock> Dispatcher for Sessions<S, C> {
             leader: leader.map(|(_, address)| address).unwrap_or_default(),
             managers: dispatcher_addresses(&self.managers.store.snapshot()),
         }))
+    }
+
+    async fn find_network(
+        &self,
+        request: Request<v1::FindNetworkRequest>,
+    ) -> Result<Response<v1::FoundNetwork>, Status> {
+        let node = self.caller(&request)?;
+        answer(self.connections(node).find(request.get_ref()).await)
+    }
+
+    async fn connect_task(
+        &self,
+        request: Request<v1::ConnectTaskRequest>,
+    ) -> Result<Response<v1::ConnectTaskResponse>, Status> {
+        let node = self.caller(&request)?;
+        answer(self.connections(node).connect(request.into_inner()).await)
+    }
+
+    async fn disconnect_task(
+        &self,
+        request: Request<v1::DisconnectTaskRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        let node = self.caller(&request)?;
+        answer(self.connections(node).disconnect(request.get_ref()).await)
     }
 
     async fn publish_logs(

@@ -10,16 +10,18 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use netplan::{
-    GATEWAY_HARDWARE, HostPortPlan, LocalContainer, LocalLink, Scope, Wanted, link, task_hardware,
+    AskedBy, GATEWAY_HARDWARE, HostPortPlan, LocalContainer, LocalLink, Scope, Wanted, link,
+    task_hardware,
 };
 use ports::network::{Attached, ContainerNetwork, HostPort};
-use types::{NetworkId, PortProtocol};
+use types::{Attachment, LocalNetwork, NetworkDriver, NetworkId, PortProtocol};
 
 use crate::container::{self, Interface};
 use crate::names::task_link;
 use crate::namespace::enter;
 use crate::node::Node;
-use crate::route::{self, PairEnd, V6};
+use crate::route::{self, PairEnd, V4, V6};
+use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
 use crate::sysctl;
 
@@ -27,9 +29,14 @@ impl Node {
     /// Connects a container, or mends what is connected.
     pub(crate) fn attach(&mut self, wanted: &ContainerNetwork) -> io::Result<Attached> {
         let container = self.plan_container(wanted)?;
-        let known = self.planner.containers().get(&wanted.id);
-        if known.is_some_and(|known| *known != container) {
-            self.disconnect(&wanted.id)?;
+        let known = self.planner.containers().get(&wanted.id).cloned();
+        let mut gone = Vec::new();
+        if let Some(known) = known.filter(|known| *known != container) {
+            match extends(&known, &container) {
+                // What stays is not touched.
+                true => gone = missing_links(&known, &container),
+                false => self.disconnect(&wanted.id)?,
+            }
         }
         self.records.write(&wanted.id, &container)?;
         self.ensure_namespace(&wanted.id, wanted.attachments.first().map(|a| a.network))?;
@@ -38,6 +45,7 @@ impl Node {
         let connected = self.connect(&wanted.id, Lead::Elsewhere);
         self.carry_out(changes, &BTreeSet::new())?;
         connected?;
+        self.cut(&wanted.id, &gone)?;
         Ok(Attached {
             netns: self.containers.path(&wanted.id),
             hosts: container::host_lines(wanted, &container, self.links.host_v4())?,
@@ -51,6 +59,8 @@ impl Node {
         let known = self.planner.containers().get(&wanted.id).cloned().unwrap_or_default();
         let mut plan = LocalContainer {
             host_ports: self.choose_ports(wanted, &known)?,
+            names: wanted.names.clone(),
+            nameservers: wanted.dns.nameservers.clone(),
             ..LocalContainer::default()
         };
         let first = wanted.attachments.first().map(|attachment| attachment.network);
@@ -58,24 +68,76 @@ impl Node {
             return Ok(plan);
         }
         let mut outward = wanted.attachments.is_empty();
+        let mut own_only = !wanted.attachments.is_empty();
         for attachment in &wanted.attachments {
-            let part = self.planner.network(attachment.network).ok_or_else(|| {
-                let network = attachment.network;
-                io::Error::other(format!("network {network} is not known on this node yet"))
-            })?;
-            outward |= !part.internal;
-            let mut end = container::local_link(attachment, String::new());
-            end.link = match known.links.iter().find(|link| link.network == end.network) {
-                Some(link) if (link.v4, link.v6) == (end.v4, end.v6) => link.link.clone(),
-                _ => self.new_link(),
-            };
-            plan.links.push(end);
+            let own = self.local.contains_key(&attachment.network);
+            outward |= !own && !self.known_network(attachment.network)?.internal;
+            own_only &= own;
+            self.plan_link(&mut plan, &known, attachment, AskedBy::Service)?;
         }
         plan.outward = outward;
-        let before = known.links.iter().find(|end| end.network.is_none());
-        let mesh = self.plan_mesh_link(wanted, before)?;
-        plan.links.push(mesh);
+        // Without ports, and with a way out of its own, it has no business with the mesh.
+        if !own_only || wanted.mesh.is_some() || !wanted.host_ports.is_empty() {
+            let before = known.links.iter().find(|end| end.network.is_none());
+            let mut mesh = self.plan_mesh_link(wanted, before)?;
+            mesh.interface = container::free_interface(&plan);
+            plan.links.push(mesh);
+        }
+        let mut later: Vec<LocalLink> = known.links.clone();
+        later.retain(|end| {
+            let asked = |one: &Attachment| Some(one.network) == end.network;
+            match end.asked_by {
+                AskedBy::Service => false,
+                AskedBy::Managers => wanted.connected.iter().any(asked),
+                AskedBy::Node => true,
+            }
+        });
+        plan.links.extend(later);
+        for attachment in &wanted.connected {
+            self.known_network(attachment.network)?;
+            self.plan_link(&mut plan, &known, attachment, AskedBy::Managers)?;
+        }
         Ok(plan)
+    }
+
+    fn known_network(&self, network: NetworkId) -> io::Result<&types::NetworkPart> {
+        self.planner.network(network).ok_or_else(|| {
+            io::Error::other(format!("network {network} is not known on this node yet"))
+        })
+    }
+
+    /// Puts a link to one network into the plan, the known one if it is as asked for.
+    pub(crate) fn plan_link(
+        &mut self,
+        plan: &mut LocalContainer,
+        known: &LocalContainer,
+        attachment: &Attachment,
+        asked_by: AskedBy,
+    ) -> io::Result<()> {
+        let is_it = |link: &&LocalLink| link.network == Some(attachment.network);
+        let known = known.links.iter().find(is_it);
+        let mut end = container::local_link(attachment, asked_by);
+        let network = self.local.get(&attachment.network).cloned();
+        if let Some(network) = &network {
+            self.place_locally(network, &mut end, known)?;
+        }
+        let same = |a: &LocalLink, b: &LocalLink| (a.v4, a.v6) == (b.v4, b.v6);
+        match known.filter(|known| same(known, &end) && known.asked_by == asked_by) {
+            Some(known) => end.link.clone_from(&known.link),
+            None => end.link = self.new_end(network.as_ref()),
+        }
+        let there = plan.links.iter().position(|link| link.network == Some(attachment.network));
+        match there {
+            Some(place) => {
+                end.interface.clone_from(&plan.links[place].interface);
+                plan.links[place] = end;
+            }
+            None => {
+                end.interface = container::free_interface(plan);
+                plan.links.push(end);
+            }
+        }
+        Ok(())
     }
 
     fn plan_mesh_link(
@@ -100,16 +162,28 @@ impl Node {
             Some(before) if (before.v4, before.v6) == (v4, v6) => before.link.clone(),
             _ => self.new_link(),
         };
-        Ok(LocalLink { network: None, link, v4, v6, hardware: task_hardware(v4, v6) })
+        Ok(LocalLink { link, v4, v6, hardware: task_hardware(v4, v6), ..LocalLink::default() })
+    }
+
+    /// A name for our end of a new link: none of a part of one of the host's links.
+    fn new_end(&mut self, network: Option<&LocalNetwork>) -> String {
+        match network.map(|network| network.spec.driver) {
+            None => self.new_link(),
+            Some(NetworkDriver::Bridge) => {
+                let name = self.new_link();
+                format!("{}{name}", self.names.link_prefix)
+            }
+            Some(_) => String::new(),
+        }
     }
 
     /// A name that no link of a container has, nor had while this daemon ran.
-    fn new_link(&mut self) -> String {
+    pub(crate) fn new_link(&mut self) -> String {
         loop {
             let name = task_link(self.next_link);
             self.next_link += 1;
             let mut ends = self.planner.containers().values().flat_map(|c| &c.links);
-            if !ends.any(|end| end.link == name) {
+            if !ends.any(|end| end.link.ends_with(&name)) {
                 return name;
             }
         }
@@ -194,21 +268,27 @@ impl Node {
 
     /// Lays the links that are missing, and configures the container's ends.
     /// Answers how much of these differed.
-    fn connect(&mut self, id: &str, lead: Lead) -> io::Result<usize> {
+    pub(crate) fn connect(&mut self, id: &str, lead: Lead) -> io::Result<usize> {
         let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(0) };
         if container.links.is_empty() {
             return Ok(0);
         }
         let mut inside = self.containers.enter(id, || Space::open(Kind::Container))?;
         let there = inside.learn_links()?;
-        let interfaces = self.interfaces(&container);
+        let known = self.interfaces(&container);
         let namespace = self.containers.open_one(id)?;
-        let mut fresh = false;
-        for (end, interface) in container.links.iter().zip(&interfaces) {
+        let mut laid = Vec::new();
+        for (end, interface) in &known {
+            let far = there.iter().find(|link| link.name == interface.name);
+            if let Some(network) = self.local_network(end) {
+                if self.lay_locally(id, &network, (end, interface), far, &mut inside)? {
+                    laid.push(*end);
+                }
+                continue;
+            }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
             let near = space.index_of(&end.link)?;
-            let far = there.iter().find(|link| link.name == interface.name);
             if near.is_some() && far.is_some_and(|link| link.up) {
                 continue;
             }
@@ -218,17 +298,19 @@ impl Node {
                 inside.route.batch(vec![route::delete_link(far.index)], route::ABSENT)?;
             }
             lay(space, end, interface, &namespace, &format!("{}/{id}", self.names.alias))?;
-            fresh = true;
+            laid.push(*end);
         }
-        if fresh {
+        if !laid.is_empty() {
             let links = inside.learn_links()?.into_iter();
-            let ours = links.filter(|l| interfaces.iter().any(|i| i.name == l.name));
+            let ours = links.filter(|l| known.iter().any(|(_, i)| i.name == l.name));
             inside.route.batch(ours.map(|link| route::set_up(link.index)).collect(), &[])?;
-            for end in container.links.iter().filter(|_| lead == Lead::Here) {
+            for end in laid.iter().filter(|_| lead == Lead::Here) {
                 self.settle_link(end)?;
             }
         }
-        self.configure(&mut inside, &interfaces, fresh && there.len() <= 1)
+        let interfaces: Vec<Interface> = known.into_iter().map(|(_, one)| one).collect();
+        let empty = !laid.is_empty() && there.len() <= 1;
+        self.configure(&mut inside, &interfaces, container.outward, empty)
     }
 
     /// What leads to a link that was laid again is there again.
@@ -251,36 +333,38 @@ impl Node {
         space.apply(&container::additions(&part))
     }
 
-    fn interfaces(&self, container: &LocalContainer) -> Vec<Interface> {
-        let interface = |(number, end): (usize, &LocalLink)| match end.network {
-            Some(network) => {
-                let part = self.planner.network(network)?;
-                let attachment = types::Attachment { network, v4: end.v4, v6: end.v6 };
-                Some(Interface::on(number, part, &attachment))
-            }
-            None => Some(Interface::to_mesh(number, end, self.planner.ingress(), self.links)),
+    /// Those of the container's links whose networks are known here.
+    fn interfaces<'a>(&self, container: &'a LocalContainer) -> Vec<(&'a LocalLink, Interface)> {
+        let interface = |end: &LocalLink| match end.network {
+            None => Some(Interface::to_mesh(end, self.planner.ingress(), self.links)),
+            Some(network) => match self.local.get(&network) {
+                Some(own) => Some(Interface::on_own(end, own)),
+                None => Some(Interface::on(end, self.planner.network(network)?)),
+            },
         };
-        container.links.iter().enumerate().filter_map(interface).collect()
+        container.links.iter().filter_map(|end| Some((end, interface(end)?))).collect()
     }
 
     fn configure(
         &self,
         inside: &mut Space,
         interfaces: &[Interface],
+        outward: bool,
         empty: bool,
     ) -> io::Result<usize> {
-        let mut wanted = Wanted::default();
-        for interface in interfaces {
-            interface.add_to(&mut wanted);
-        }
-        if let Some(last) = interfaces.last() {
-            last.add_default(self.v6_outwards, &mut wanted);
-            if !self.v6_outwards {
-                let rules = inside.route.sources(V6)?;
-                let missing = last.v6().filter(|own| !rules.contains(own));
-                let rules = missing.map(|own| route::add_source_rule(own, netplan::RETURN_TABLE));
-                inside.route.batch(rules.collect(), route::PRESENT)?;
+        let (wanted, rules) = container::inside(interfaces, outward, self.v6_outwards);
+        for family in [V4, V6] {
+            let wanted: Vec<&SourceRule> =
+                rules.iter().filter(|rule| route::family_of(rule.source) == family).collect();
+            if empty && wanted.is_empty() {
+                continue;
             }
+            let there = inside.route.source_rules(family)?;
+            let gone = there.iter().filter(|rule| !wanted.contains(rule)).map(delete_source_rule);
+            inside.route.batch(gone.collect(), route::ABSENT)?;
+            let missing = wanted.iter().filter(|rule| !there.contains(rule));
+            let missing = missing.map(|rule| add_source_rule(rule));
+            inside.route.batch(missing.collect(), route::PRESENT)?;
         }
         if empty {
             return inside.apply(&container::additions(&wanted)).map(|()| 0);
@@ -292,32 +376,43 @@ impl Node {
     /// Mends the links of all containers that are there, and what is inside of some of them, the
     /// next ones in turn; answers how much differed.
     pub(crate) fn repair_containers(&mut self, thoroughly: bool) -> io::Result<usize> {
-        let mut count = 0;
+        let (mut count, mut result) = (0, Ok(()));
         let all: Vec<String> = self.planner.containers().keys().cloned().collect();
         for id in &all {
             if self.containers.is_mounted(id) && !self.is_connected(id)? {
                 count += 1;
-                self.connect(id, Lead::Here)?;
+                // One that cannot be mended must not keep the others from it.
+                let mended = self.connect(id, Lead::Here).map(drop);
+                result = result.and(mended);
             }
         }
         if !thoroughly {
-            return Ok(count);
+            return result.map(|()| count);
         }
         let first = all.partition_point(|id| *id <= self.compared);
         let turn = all[first..].iter().chain(&all[..first]).take(COMPARED_AT_ONCE);
         for id in turn {
             self.compared.clone_from(id);
             if self.containers.is_mounted(id) {
-                count += self.connect(id, Lead::Here)?;
+                match self.connect(id, Lead::Here) {
+                    Ok(differing) => count += differing,
+                    Err(error) => result = result.and(Err(error)),
+                }
                 count += usize::from(self.repair_resolver(id)?);
             }
         }
-        Ok(count)
+        result.map(|()| count)
     }
 
     fn is_connected(&mut self, id: &str) -> io::Result<bool> {
         let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(true) };
         for end in &container.links {
+            if self.local_network(end).is_some() {
+                if !end.link.is_empty() && self.host.index_of(&end.link)?.is_none() {
+                    return Ok(false);
+                }
+                continue;
+            }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             if let Some(space) = self.spaces.get_mut(&scope)
                 && space.index_of(&end.link)?.is_none()
@@ -361,13 +456,31 @@ impl Node {
                 .collect();
             space.route.delete_links(&links, group)?;
         }
-        Ok(())
+        let prefix = format!("{}{}", self.names.link_prefix, link::TASK_PREFIX);
+        let links = self.host.learn_links()?.into_iter();
+        let stale = links.filter(|l| l.name.starts_with(&prefix) && !known.contains(&l.name));
+        let stale: Vec<u32> = stale.map(|link| link.index).collect();
+        self.host.route.delete_links(&stale, group)
     }
+}
+
+/// The later one has the same links of its service and to the mesh, and the same ports.
+fn extends(known: &LocalContainer, now: &LocalContainer) -> bool {
+    let first = |container: &LocalContainer| -> Vec<LocalLink> {
+        let own = container.links.iter().filter(|end| end.asked_by == AskedBy::Service);
+        own.cloned().collect()
+    };
+    first(known) == first(now) && known.outward == now.outward && known.host_ports == now.host_ports
+}
+
+/// Links that the later one has not.
+pub(crate) fn missing_links(known: &LocalContainer, now: &LocalContainer) -> Vec<LocalLink> {
+    known.links.iter().filter(|end| !now.links.contains(end)).cloned().collect()
 }
 
 /// Who sees to what leads to links that are laid anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lead {
+pub(crate) enum Lead {
     Here,
     /// The changes of the plan, which come after.
     Elsewhere,

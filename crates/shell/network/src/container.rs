@@ -9,37 +9,80 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netplan::{
-    Changes, GATEWAY_HARDWARE, LocalContainer, LocalLink, MAIN_TABLE, MeshLinks, RETURN_TABLE,
-    RouteKey, RouteTo, Wanted, task_hardware,
+    AskedBy, Changes, GATEWAY_HARDWARE, LocalContainer, LocalLink, MAIN_TABLE, MeshLinks,
+    RETURN_TABLE, RouteKey, RouteTo, Wanted, task_hardware,
 };
 use ports::network::{ContainerNetwork, HostPort};
-use types::{Attachment, NetworkPart};
+use types::{Attachment, Family, LocalNetwork, NetworkDriver, NetworkPart};
+
+use crate::source_rule::{Order, SourceRule};
 
 /// What one interface of a container is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Interface {
     pub(crate) name: String,
+    /// Zero: the parent's.
     pub(crate) mtu: u32,
     /// Own address, its prefix length and the next hop.
     addresses: Vec<(IpAddr, u8, IpAddr)>,
     /// What is reached by it, of the same family as the next hop's.
     nets: Vec<IpNet>,
+    way: Way,
+}
+
+/// How packets leave by an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Way {
+    /// By the next hop, which is a sandbox: to its own network only.
+    Network,
+    /// By the next hop, which is the mesh: to everywhere.
+    Mesh,
+    /// Directly to whoever is on the link, and to everywhere by these.
+    Link(Vec<(IpNet, RouteTo)>),
 }
 
 impl Interface {
     /// On an overlay network.
-    pub(crate) fn on(number: usize, part: &NetworkPart, attachment: &Attachment) -> Self {
+    pub(crate) fn on(end: &LocalLink, part: &NetworkPart) -> Self {
+        let own = end.v4.map(IpAddr::V4).into_iter().chain(end.v6.map(IpAddr::V6));
         Self {
-            name: interface_name(number),
+            name: end.interface.clone(),
             mtu: part.mtu,
-            addresses: attachment.addresses().filter_map(|a| placed(a, part)).collect(),
+            addresses: own.filter_map(|a| placed(a, part)).collect(),
             nets: part.subnets.iter().map(|(net, _)| net.trunc()).collect(),
+            way: Way::Network,
+        }
+    }
+
+    /// On a network that the node has for itself.
+    pub(crate) fn on_own(end: &LocalLink, network: &LocalNetwork) -> Self {
+        let own = end.v4.map(IpAddr::V4).into_iter().chain(end.v6.map(IpAddr::V6));
+        let placed = |address: IpAddr| {
+            let subnet = network.subnet_of(address)?;
+            Some((address, subnet.net.prefix_len(), subnet.gateway))
+        };
+        let routed = network.spec.driver == NetworkDriver::Ipvlan && network.mode() != "l2";
+        let out = |family: Family| {
+            let subnet = network.subnet(family)?;
+            let to = match network.gateway(family) {
+                Some(hop) => RouteTo::via(&end.interface, hop),
+                None if routed && !network.spec.internal => RouteTo::link(&end.interface),
+                None => return None,
+            };
+            Some((default_net(subnet.family() == Family::V4), to))
+        };
+        let default = if network.spec.driver == NetworkDriver::Bridge { UPLINK_MTU } else { 0 };
+        Self {
+            name: end.interface.clone(),
+            mtu: network.spec.mtu().unwrap_or(default),
+            addresses: own.filter_map(placed).collect(),
+            nets: network.nets().collect(),
+            way: Way::Link(Family::ALL.into_iter().filter_map(out).collect()),
         }
     }
 
     /// To the mesh, with an address of the ingress network or one of the node's own.
     pub(crate) fn to_mesh(
-        number: usize,
         end: &LocalLink,
         ingress: Option<&NetworkPart>,
         links: MeshLinks,
@@ -55,42 +98,88 @@ impl Interface {
             })
             .collect();
         let mtu = ingress.map_or(UPLINK_MTU, |part| part.mtu);
-        Self { name: interface_name(number), mtu, addresses, nets: Vec::new() }
+        Self { name: end.interface.clone(), mtu, addresses, nets: Vec::new(), way: Way::Mesh }
     }
 
     /// What the container's namespace holds because of this interface.
-    pub(crate) fn add_to(&self, wanted: &mut Wanted) {
+    fn add_to(&self, wanted: &mut Wanted) {
         for (own, prefix, hop) in &self.addresses {
             if let Ok(net) = IpNet::new(*own, *prefix) {
                 wanted.addresses.insert((self.name.clone(), net));
             }
-            wanted.neighbours.insert((self.name.clone(), *hop), GATEWAY_HARDWARE);
-            for net in self.nets.iter().filter(|net| net.addr().is_ipv4() == own.is_ipv4()) {
-                let key = RouteKey { table: MAIN_TABLE, net: *net };
-                let to = RouteTo { source: Some(*own), ..RouteTo::via(&self.name, *hop) };
-                wanted.routes.insert(key, to);
+            let to = match self.way {
+                Way::Link(_) => RouteTo::link(&self.name),
+                Way::Network | Way::Mesh => {
+                    wanted.neighbours.insert((self.name.clone(), *hop), GATEWAY_HARDWARE);
+                    RouteTo::via(&self.name, *hop)
+                }
+            };
+            let to = RouteTo { source: Some(*own), ..to };
+            for net in self.nets_of(*own) {
+                wanted.routes.insert(RouteKey { table: MAIN_TABLE, net: *net }, to.clone());
             }
         }
     }
 
-    /// Everything else goes by this interface. Where the node itself has no way out for IPv6, only
-    /// answers do: they have the address that they were asked at.
-    pub(crate) fn add_default(&self, v6_outwards: bool, wanted: &mut Wanted) {
-        for (_, _, hop) in &self.addresses {
-            let (net, table) = match hop {
-                IpAddr::V4(_) => (default_net(true), MAIN_TABLE),
-                IpAddr::V6(_) if v6_outwards => (default_net(false), MAIN_TABLE),
-                IpAddr::V6(_) => (default_net(false), RETURN_TABLE),
-            };
-            let key = RouteKey { table, net };
-            wanted.routes.insert(key, RouteTo::via(&self.name, *hop));
-        }
+    fn nets_of(&self, own: IpAddr) -> impl Iterator<Item = &IpNet> {
+        self.nets.iter().filter(move |net| net.addr().is_ipv4() == own.is_ipv4())
     }
 
-    /// Own IPv6 addresses, whose packets are answers when there is no other way out.
-    pub(crate) fn v6(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(|(own, ..)| *own).filter(IpAddr::is_ipv6)
+    /// Routes to everywhere.
+    fn outward(&self) -> Vec<(IpNet, RouteTo)> {
+        match &self.way {
+            Way::Network => Vec::new(),
+            Way::Link(routes) => routes.clone(),
+            Way::Mesh => {
+                let route = |(_, _, hop): &(IpAddr, u8, IpAddr)| {
+                    (default_net(hop.is_ipv4()), RouteTo::via(&self.name, *hop))
+                };
+                self.addresses.iter().map(route).collect()
+            }
+        }
     }
+}
+
+/// What a container's namespace holds, and the rules about where answers go.
+///
+/// Everything else goes by one interface: the mesh's where the container may go out by it, or else
+/// the first one of a network of the node's own that leads out. What comes by another interface
+/// that leads out is answered by it. Where the node itself has no way out for IPv6, only answers
+/// do.
+pub(crate) fn inside(
+    interfaces: &[Interface],
+    outward: bool,
+    v6_outwards: bool,
+) -> (Wanted, Vec<SourceRule>) {
+    let (mut wanted, mut rules) = (Wanted::default(), Vec::new());
+    let mesh = interfaces.iter().position(|one| one.way == Way::Mesh);
+    let link = interfaces
+        .iter()
+        .position(|one| matches!(&one.way, Way::Link(routes) if !routes.is_empty()));
+    let default = if outward { mesh.or(link) } else { link.or(mesh) };
+    for (number, interface) in interfaces.iter().enumerate() {
+        interface.add_to(&mut wanted);
+        for (net, to) in interface.outward() {
+            let v4 = net.addr().is_ipv4();
+            let (table, order) = match Some(number) == default {
+                true if v4 || v6_outwards => (MAIN_TABLE, None),
+                true => (RETURN_TABLE, Some(Order::After)),
+                false => (ANSWER_TABLES + number as u32, Some(Order::Before)),
+            };
+            wanted.routes.insert(RouteKey { table, net }, to);
+            let own = interface.addresses.iter().map(|(own, ..)| *own);
+            for source in own.filter(|own| own.is_ipv4() == v4) {
+                rules.extend(order.map(|order| SourceRule { source, table, order }));
+                if order == Some(Order::Before) && matches!(interface.way, Way::Link(_)) {
+                    let to = RouteTo { source: Some(source), ..RouteTo::link(&interface.name) };
+                    for net in interface.nets_of(source) {
+                        wanted.routes.insert(RouteKey { table, net: *net }, to.clone());
+                    }
+                }
+            }
+        }
+    }
+    (wanted, rules)
 }
 
 /// The address with the prefix length and the gateway of its subnet.
@@ -132,14 +221,15 @@ pub(crate) fn host_lines(
     Ok(lines)
 }
 
-/// A container's end of a network.
-pub(crate) fn local_link(attachment: &Attachment, link: String) -> LocalLink {
+/// A container's end of a network; without the names of its ends.
+pub(crate) fn local_link(attachment: &Attachment, asked_by: AskedBy) -> LocalLink {
     LocalLink {
         network: Some(attachment.network),
-        link,
+        asked_by,
         v4: attachment.v4,
         v6: attachment.v6,
         hardware: task_hardware(attachment.v4, attachment.v6),
+        ..LocalLink::default()
     }
 }
 
@@ -159,13 +249,19 @@ pub(crate) fn additions(wanted: &Wanted) -> Changes {
     wanted.changes_from(&Wanted::default(), netplan::Surplus::Keep)
 }
 
-fn interface_name(number: usize) -> String {
-    format!("eth{number}")
+/// The first name that none of its links has.
+pub(crate) fn free_interface(container: &LocalContainer) -> String {
+    let taken = |name: &String| container.links.iter().any(|end| end.interface == *name);
+    let mut names = (0..=container.links.len()).map(|number| format!("eth{number}"));
+    names.find(|name| !taken(name)).unwrap_or_default()
 }
 
 fn default_net(v4: bool) -> IpNet {
     if v4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) }
 }
 
-/// Of a container's link to the mesh when there is no ingress network.
-const UPLINK_MTU: u32 = 1500;
+/// Tables of what goes back by the interface that it came by, one for each.
+const ANSWER_TABLES: u32 = RETURN_TABLE + 1;
+
+/// Of a container's link to the mesh when there is no ingress network, and to a bridge.
+pub(crate) const UPLINK_MTU: u32 = 1500;

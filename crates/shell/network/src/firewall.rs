@@ -47,8 +47,13 @@ impl Node {
     /// What is forwarded, and what is received.
     fn passing_rules(&self) -> (Vec<Rule>, Vec<Rule>) {
         let gateway = &self.names.gateway;
-        let forwarded =
-            vec![Rule::new().in_link(gateway).accept(), Rule::new().out_link(gateway).accept()];
+        let open = self.planner.bridges().iter().filter(|(_, bridge)| !bridge.internal);
+        let links = std::iter::once(gateway).chain(open.map(|(link, _)| link));
+        let forwarded = links
+            .flat_map(|link| {
+                [Rule::new().in_link(link).accept(), Rule::new().out_link(link).accept()]
+            })
+            .collect();
         let vxlan = |port: u16| {
             let rule = Rule::new().protocol(UDP).load(Base::Transport, 2, 2, 0);
             rule.is(0, &port.to_be_bytes()).accept()

@@ -16,17 +16,21 @@
 mod attach;
 mod conditions;
 mod container;
+mod devices;
 mod drain;
 mod firewall;
+mod local;
 mod names;
 mod namespace;
 mod netlink;
 mod nft;
 mod node;
+mod own;
 mod record;
 mod resolver;
 mod route;
 mod sandbox;
+mod source_rule;
 mod space;
 mod survey;
 mod sysctl;
@@ -51,6 +55,8 @@ use crate::drain::Looks;
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
+pub use crate::own::Joining;
+pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
 /// What the network needs to be told.
 #[derive(Clone, Debug)]
@@ -271,6 +277,12 @@ impl Network for DataPath {
         check_id(id)?;
         let id = id.to_owned();
         self.with("detach the task from the network", move |node| node.detach(&id)).await
+    }
+
+    async fn connections(&self, id: &str) -> Vec<NetworkId> {
+        let links = self.container(id).map(|container| container.links).unwrap_or_default();
+        let connected = links.into_iter().filter(|end| end.asked_by == AskedBy::Managers);
+        connected.filter_map(|end| end.network).collect()
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

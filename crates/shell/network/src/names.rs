@@ -49,10 +49,19 @@ impl Names {
     /// A unique local subnet of this instance's.
     fn v6(&self, attempt: u16) -> Ipv6Net {
         let [a, b, c, d, e, ..] = self.hash.to_be_bytes();
-        let word = |high, low| u16::from_be_bytes([high, low]);
-        let address = Ipv6Addr::new(word(0xfd, a), word(b, c), word(d, e), attempt, 0, 0, 0, 0);
-        Ipv6Net::new_assert(address, 64)
+        Ipv6Net::new_assert(unique_local([a, b, c, d, e], attempt), 64)
     }
+
+    /// Where IPv6 subnets of networks of the node's own are cut of.
+    pub(crate) fn local_v6(&self) -> Ipv6Net {
+        let [.., a, b, c, d, e] = self.hash.to_be_bytes();
+        Ipv6Net::new_assert(unique_local([a, b, c, d, e], 0), 48)
+    }
+}
+
+fn unique_local([a, b, c, d, e]: [u8; 5], subnet: u16) -> Ipv6Addr {
+    let word = |high, low| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(word(0xfd, a), word(b, c), word(d, e), subnet, 0, 0, 0, 0)
 }
 
 /// The subnets that are in use by us already, else the first ones that overlap with no route.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
 use netplan::{Changes, MeshLinks, Planner, Scope, Surplus, link};
-use types::{DirectoryUpdate, NetworkId, PortBinding};
+use types::{DirectoryUpdate, LocalNetwork, NetworkId, PortBinding};
 
 use crate::drain::Places;
 use crate::names::{Names, choose_links};
@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) v6_outwards: bool,
     /// The kernel has objects for the time-outs of connections.
     pub(crate) time_outs: bool,
+    /// Networks of the node's own.
+    pub(crate) local: BTreeMap<NetworkId, LocalNetwork>,
 }
 
 impl Node {
@@ -89,6 +91,7 @@ impl Node {
             next_link: 1,
             v6_outwards: false,
             time_outs: true,
+            local: BTreeMap::new(),
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;
@@ -121,7 +124,7 @@ impl Node {
     }
 
     /// What the host looks like by now: addresses and routes that are not ours.
-    fn look_around(&mut self) -> io::Result<bool> {
+    pub(crate) fn look_around(&mut self) -> io::Result<bool> {
         let names: BTreeMap<u32, String> =
             self.host.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
         let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
@@ -243,6 +246,7 @@ impl Node {
         if thoroughly || self.host.is_doubtful() {
             count += usize::from(self.look_around()?);
             count += self.pass_firewalls()?;
+            count += self.mend_local();
         }
         for scope in self.scopes() {
             let mounted = self.sandbox_is_there(scope);
@@ -355,6 +359,7 @@ impl Node {
             self.remove_sandbox(&name)?;
         }
         self.spaces.clear();
+        self.take_down_local()?;
         self.leave_firewalls()?;
         let table = self.names.table.clone();
         self.host.remove_table(crate::nft::INET, &table)?;

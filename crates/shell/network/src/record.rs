@@ -10,7 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use netplan::{HostPortPlan, LocalContainer, LocalLink};
+use netplan::{AskedBy, HostPortPlan, LocalContainer, LocalLink};
 use types::PortProtocol;
 
 /// The directory of all records.
@@ -68,19 +68,30 @@ fn print(container: &LocalContainer) -> String {
     for link in &container.links {
         let network = link.network.map_or("-".to_owned(), |network| network.to_string());
         let hardware = link.hardware.map(|byte| format!("{byte:02x}")).concat();
-        text += &format!(
-            "link {network} {} {} {} {hardware}\n",
-            link.link,
-            or_none(link.v4),
-            or_none(link.v6)
-        );
+        let (by, end) = (asked_by(link.asked_by), text_or_none(&link.link));
+        let (v4, v6) = (or_none(link.v4), or_none(link.v6));
+        text += &format!("link {network} {by} {} {end} {v4} {v6} {hardware}", link.interface);
+        for alias in &link.aliases {
+            text += &format!(" {alias}");
+        }
+        text += "\n";
+    }
+    for name in &container.names {
+        text += &format!("name {name}\n");
+    }
+    for server in &container.nameservers {
+        text += &format!("nameserver {server}\n");
     }
     for port in &container.host_ports {
-        let host = if port.host.is_empty() { "-" } else { &port.host };
+        let host = text_or_none(&port.host);
         let protocol = port.protocol.name();
         text += &format!("port {protocol} {} {} {host}\n", port.published, port.target);
     }
     text + "end\n"
+}
+
+fn text_or_none(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
 }
 
 fn or_none<T: ToString>(value: Option<T>) -> String {
@@ -97,13 +108,20 @@ fn parse(text: &str) -> Option<LocalContainer> {
         let words: Vec<&str> = line.split(' ').collect();
         match words.as_slice() {
             ["outward", word] => container.outward = word.parse().ok()?,
-            ["link", network, link, v4, v6, hardware] => container.links.push(LocalLink {
-                network: optional(network)?,
-                link: (*link).to_owned(),
-                v4: optional::<Ipv4Addr>(v4)?,
-                v6: optional::<Ipv6Addr>(v6)?,
-                hardware: parse_hardware(hardware)?,
-            }),
+            ["link", network, by, interface, link, v4, v6, hardware, aliases @ ..] => {
+                container.links.push(LocalLink {
+                    network: optional(network)?,
+                    asked_by: parse_asked_by(by)?,
+                    interface: (*interface).to_owned(),
+                    link: optional(link)?.unwrap_or_default(),
+                    v4: optional::<Ipv4Addr>(v4)?,
+                    v6: optional::<Ipv6Addr>(v6)?,
+                    hardware: parse_hardware(hardware)?,
+                    aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+                });
+            }
+            ["name", name] => container.names.push((*name).to_owned()),
+            ["nameserver", server] => container.nameservers.push((*server).to_owned()),
             ["port", protocol, published, target, host] => {
                 container.host_ports.push(HostPortPlan {
                     protocol: PortProtocol::from_name(protocol)?,
@@ -127,6 +145,19 @@ fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     }
 }
 
+fn asked_by(by: AskedBy) -> &'static str {
+    match by {
+        AskedBy::Service => "service",
+        AskedBy::Managers => "managers",
+        AskedBy::Node => "node",
+    }
+}
+
+fn parse_asked_by(word: &str) -> Option<AskedBy> {
+    let all = [AskedBy::Service, AskedBy::Managers, AskedBy::Node];
+    all.into_iter().find(|by| asked_by(*by) == word)
+}
+
 fn parse_hardware(word: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     if word.len() != 12 || !word.is_ascii() {
@@ -139,7 +170,7 @@ fn parse_hardware(word: &str) -> Option<[u8; 6]> {
 }
 
 /// The first line; another one is another build's.
-const FORMAT: &str = "shoal container network 1";
+const FORMAT: &str = "shoal container network 2";
 
 #[cfg(test)]
 mod tests {
@@ -151,20 +182,30 @@ mod tests {
             links: vec![
                 LocalLink {
                     network: Some(types::NetworkId::NONE),
+                    interface: "eth0".into(),
                     link: "t1".into(),
                     v4: "10.0.0.2".parse().ok(),
-                    v6: None,
                     hardware: [2, 0x42, 10, 0, 0, 2],
+                    ..LocalLink::default()
                 },
                 LocalLink {
-                    network: None,
+                    interface: "eth1".into(),
                     link: "t2".into(),
-                    v4: None,
                     v6: "fd00::7".parse().ok(),
                     hardware: [0xff; 6],
+                    ..LocalLink::default()
+                },
+                LocalLink {
+                    network: Some(types::NetworkId::BRIDGE),
+                    asked_by: AskedBy::Node,
+                    interface: "eth7".into(),
+                    aliases: vec!["db".into(), "store".into()],
+                    ..LocalLink::default()
                 },
             ],
             outward: true,
+            names: vec!["web.1.x".into(), "web.1".into()],
+            nameservers: vec!["192.0.2.53".into()],
             host_ports: vec![HostPortPlan {
                 protocol: PortProtocol::Udp,
                 published: 53,

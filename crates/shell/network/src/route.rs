@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ipnet::IpNet;
 use netplan::Hardware;
 
-use crate::netlink::{CREATE, EXCLUSIVE, Message, REPLACE, Socket, attribute};
+use crate::netlink::{Answer, CREATE, EXCLUSIVE, Message, REPLACE, Socket, attribute};
 
 /// A link as the kernel lists it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) mtu: u32,
     pub(crate) hardware: Hardware,
+    /// The bridge that it is a port of; zero: none.
+    pub(crate) master: u32,
+    /// `veth`, `bridge`…; empty for what is no such device.
+    pub(crate) kind: String,
     pub(crate) vxlan: Option<Vxlan>,
 }
 
@@ -129,12 +133,8 @@ impl RouteSocket {
         Ok(answers.iter().filter_map(|answer| parse_rule(answer)).collect())
     }
 
-    /// Source addresses that rules of one family are for.
-    pub(crate) fn sources(&mut self, family: u8) -> io::Result<Vec<IpAddr>> {
-        let header = rule_header(family, 0);
-        let answers = self.0.dump(Message::new(libc::RTM_GETRULE, 0, &header))?;
-        let source = |answer: &Vec<u8>| parse_ip(attribute(answer.get(12..)?, FRA_SRC)?);
-        Ok(answers.iter().filter_map(source).collect())
+    pub(crate) fn dump(&mut self, message: Message) -> io::Result<Vec<Answer>> {
+        self.0.dump(message)
     }
 
     pub(crate) fn request(&mut self, message: Message) -> io::Result<()> {
@@ -369,19 +369,8 @@ pub(crate) fn add_rule(family: u8, mark: u32, mask: u32, table: u32) -> Message 
         .number(FRA_PRIORITY, RULE_PRIORITY)
 }
 
-/// Packets from one address are routed by a table of their own.
-pub(crate) fn add_source_rule(source: IpAddr, table: u32) -> Message {
-    let bytes = octets(source);
-    let mut header = rule_header(family_of(source), FR_ACT_TO_TABLE);
-    header[2] = (bytes.len() * 8) as u8;
-    Message::new(libc::RTM_NEWRULE, CREATE | EXCLUSIVE, &header)
-        .bytes(FRA_SRC, &bytes)
-        .number(FRA_TABLE, table)
-        .number(FRA_PRIORITY, SOURCE_PRIORITY)
-}
-
 /// `ifinfomsg`; flags are set and named in the change mask.
-fn link_header(index: u32, flags: u32) -> [u8; 16] {
+pub(crate) fn link_header(index: u32, flags: u32) -> [u8; 16] {
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());
@@ -404,7 +393,7 @@ fn neighbour_header(family: u8, link: u32, state: u16, flags: u8) -> [u8; 12] {
 }
 
 /// `fib_rule_hdr`.
-fn rule_header(family: u8, action: u8) -> [u8; 12] {
+pub(crate) fn rule_header(family: u8, action: u8) -> [u8; 12] {
     let mut header = [0u8; 12];
     header[0] = family;
     header[7] = action;
@@ -440,6 +429,8 @@ fn parse_link(answer: &[u8]) -> Option<Link> {
         hardware: attribute(rest, libc::IFLA_ADDRESS)
             .and_then(|bytes| bytes.first_chunk().copied())
             .unwrap_or_default(),
+        master: number(attribute(rest, libc::IFLA_MASTER)).unwrap_or_default(),
+        kind: String::from_utf8_lossy(kind.strip_suffix(b"\0").unwrap_or(kind)).into_owned(),
         vxlan,
     })
 }
@@ -500,7 +491,7 @@ fn parse_rule(answer: &[u8]) -> Option<(u32, u32, u32)> {
     Some((part(FRA_FWMARK)?, part(FRA_FWMASK)?, part(FRA_TABLE)?))
 }
 
-fn number(bytes: Option<&[u8]>) -> Option<u32> {
+pub(crate) fn number(bytes: Option<&[u8]>) -> Option<u32> {
     bytes?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
@@ -555,15 +546,11 @@ const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const RTNH_F_ONLINK: u32 = 4;
 const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
-const FR_ACT_TO_TABLE: u8 = 1;
-const FRA_SRC: u16 = 2;
-const FRA_PRIORITY: u16 = 6;
+pub(crate) const FR_ACT_TO_TABLE: u8 = 1;
+pub(crate) const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
+pub(crate) const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 
 /// Before the main table's.
 const RULE_PRIORITY: u32 = 100;
-
-/// After the main table's: only what it has no route for.
-const SOURCE_PRIORITY: u32 = 40_000;

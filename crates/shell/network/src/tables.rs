@@ -4,6 +4,7 @@
 //! Does not know: netlink; which elements there are.
 //! Invariant: everything that changes with the cluster is an element of a set or map.
 
+mod bridge;
 pub(crate) mod host;
 pub(crate) mod mesh;
 pub(crate) mod overlay;

@@ -3,6 +3,7 @@
 mod connections;
 mod firewall;
 mod lab;
+mod local;
 mod mesh;
 mod node;
 mod overlay;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use base::Millis;
 pub use types::HostPort;
-use types::{Attachment, DirectoryUpdate, DnsConfig};
+use types::{Attachment, DirectoryUpdate, DnsConfig, NetworkId};
 
 use crate::runtime::RuntimeError;
 
@@ -20,10 +20,15 @@ use crate::runtime::RuntimeError;
 pub struct ContainerNetwork {
     /// The container's id: letters, digits, `-` and `_`, at most 64. Unique on the node.
     pub id: String,
+    /// By which others on the node's own networks find it; the first one is its name.
+    pub names: Vec<String>,
     pub hostname: String,
     /// One interface each, eth0, eth1… in this order. `NetworkId::HOST` and `NetworkId::NONE`
-    /// stand alone.
+    /// stand alone. On networks of the node's own, addresses that are not said are chosen.
     pub attachments: Vec<Attachment>,
+    /// Networks of the cluster that it was connected to later; what it was connected to on this
+    /// node alone stays, whatever this says.
+    pub connected: Vec<Attachment>,
     /// Its address on the ingress network, when one of its ports is published by the mesh.
     pub mesh: Option<Attachment>,
     /// Ports of this node that lead to this container.
@@ -78,6 +83,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Removes the namespace and all that leads to it. What is not there is not an error.
     fn detach(&self, id: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Networks of the cluster that a container was connected to, as far as is remembered here.
+    fn connections(&self, id: &str) -> impl Future<Output = Vec<NetworkId>> + Send;
 
     /// The containers that have a namespace here.
     fn observe(&self) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;

@@ -14,7 +14,7 @@ mod spec;
 mod task;
 
 pub use cluster::{ClusterFacts, cluster, cluster_spec};
-pub use network::{PREDEFINED, network};
+pub use network::{network, node_network};
 pub use node::{NodeFacts, node, tls_status};
 pub use service::{ServiceFacts, published_ports, service};
 pub use spec::service_spec;

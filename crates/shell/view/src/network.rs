@@ -3,43 +3,67 @@
 //! Owns: the shape of a network. Does not know: who is on it; it is told.
 //! Invariant: what the managers gave it (identifier, MTU) stands among its options, as docker's.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
-use types::{Network, NetworkId, NetworkSpec};
+use types::{LocalNetwork, Network, NetworkSpec, Subnet};
 
 use crate::json::{Object, map, time};
 
-/// What a network that every node has is called, with its driver.
-pub const PREDEFINED: [(NetworkId, &str, &str); 3] = [
-    (NetworkId::BRIDGE, "bridge", "bridge"),
-    (NetworkId::HOST, "host", "host"),
-    (NetworkId::NONE, "none", "null"),
-];
-
+/// A network of the cluster.
 #[must_use]
 pub fn network(network: &Network) -> Value {
     let spec = &network.spec;
-    let config: Vec<Value> = network
-        .subnets
-        .iter()
-        .map(|subnet| {
-            let range = subnet.range.map(|range| range.to_string());
-            Object::new()
-                .with("Subnet", subnet.net.to_string())
-                .filled("IPRange", range.as_deref().unwrap_or_default())
-                .with("Gateway", subnet.gateway.to_string())
-                .into()
-        })
-        .collect();
     let mut options = spec.options.clone();
     if network.vni != 0 {
         options.insert(NetworkSpec::VNI.to_owned(), network.vni.to_string());
         options.insert(NetworkSpec::MTU.to_owned(), network.mtu.to_string());
     }
+    let created = time(network.meta.created);
+    shown(&network.id.to_string(), created, "swarm", spec, &network.subnets, &options)
+}
+
+/// A network as one node knows it: its own, or one of the cluster that it takes part in.
+#[must_use]
+pub fn node_network(network: &LocalNetwork, swarm: bool) -> Value {
+    let (scope, created) = (if swarm { "swarm" } else { "local" }, time(network.created));
+    let (id, spec) = (network.id.to_string(), &network.spec);
+    shown(&id, created, scope, spec, &network.subnets, &spec.options)
+}
+
+fn shown(
+    id: &str,
+    created: Value,
+    scope: &str,
+    spec: &NetworkSpec,
+    subnets: &[Subnet],
+    options: &BTreeMap<String, String>,
+) -> Value {
+    let config: Vec<Value> = subnets
+        .iter()
+        .map(|subnet| {
+            let range = subnet.range.map(|range| range.to_string());
+            let asked = spec.ipam.iter().find(|pool| pool.subnet == Some(subnet.net));
+            let aux: BTreeMap<String, String> = asked
+                .into_iter()
+                .flat_map(|pool| &pool.aux)
+                .map(|(name, address)| (name.clone(), address.to_string()))
+                .collect();
+            let one = Object::new()
+                .with("Subnet", subnet.net.to_string())
+                .filled("IPRange", range.as_deref().unwrap_or_default())
+                .with("Gateway", subnet.gateway.to_string());
+            match aux.is_empty() {
+                true => one.into(),
+                false => one.with("AuxiliaryAddresses", map(&aux)).into(),
+            }
+        })
+        .collect();
     Object::new()
         .with("Name", spec.name.as_str())
-        .with("Id", network.id.to_string())
-        .with("Created", time(network.meta.created))
-        .with("Scope", "swarm")
+        .with("Id", id)
+        .with("Created", created)
+        .with("Scope", scope)
         .with("Driver", spec.driver.name())
         .with("EnableIPv4", spec.ipv4)
         .with("EnableIPv6", spec.wants(types::Family::V6))
@@ -50,7 +74,7 @@ pub fn network(network: &Network) -> Value {
         .with("ConfigFrom", json!({ "Network": "" }))
         .with("ConfigOnly", false)
         .with("Containers", json!({}))
-        .with("Options", map(&options))
+        .with("Options", map(options))
         .with("Labels", map(&spec.labels))
         .into()
 }

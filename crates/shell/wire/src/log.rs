@@ -5,6 +5,8 @@
 //! Invariant: what is decoded, encoded again, is as long as it was: a field that this version does
 //! not know is met with an error, never skipped.
 
+mod network;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -226,38 +228,7 @@ fn task_change_to_wire(change: &Change) -> Form {
         Change::SetTally { service, slot, tally } => {
             Form::SetTally(tally_to_wire(*service, *slot, tally.as_ref()))
         }
-        other => network_change_to_wire(other),
-    }
-}
-
-fn network_change_to_wire(change: &Change) -> Form {
-    match change {
-        Change::CreateNetwork { id, spec } => Form::CreateNetwork(form::CreateNetwork {
-            id: bytes_of(id.0),
-            spec: Some(spec.as_ref().into()),
-        }),
-        Change::RemoveNetwork(id) => Form::RemoveNetwork(bytes_of(id.0)),
-        Change::AllocateNetwork { id, vni, mtu, subnets } => {
-            Form::AllocateNetwork(form::AllocateNetwork {
-                id: bytes_of(id.0),
-                vni: *vni,
-                mtu: *mtu,
-                subnets: subnets.iter().map(Into::into).collect(),
-            })
-        }
-        Change::SetEndpoint { service, endpoint } => Form::SetEndpoint(form::SetEndpoint {
-            service: bytes_of(service.0),
-            endpoint: endpoint.as_ref().map(|endpoint| endpoint.as_ref().into()),
-        }),
-        Change::AttachTasks(list) => {
-            let one = |(id, network): &(TaskId, types::TaskNetwork)| form::AttachTask {
-                id: bytes_of(id.0),
-                network: Some(network.into()),
-            };
-            Form::AttachTasks(form::AttachTasks { tasks: list.iter().map(one).collect() })
-        }
-        // Every other change has been handled by the callers.
-        _ => Form::RemoveTasks(form::Tasks::default()),
+        other => network::change_to_wire(other),
     }
 }
 
@@ -405,34 +376,7 @@ fn task_change_from_wire(form: Form) -> Result<Change, Fault> {
             let (service, slot, tally) = tally_from_wire(f)?;
             Change::SetTally { service, slot, tally }
         }
-        other => network_change_from_wire(other)?,
-    })
-}
-
-fn network_change_from_wire(form: Form) -> Result<Change, Fault> {
-    Ok(match form {
-        Form::CreateNetwork(f) => Change::CreateNetwork {
-            id: identity(&f.id, "id")?,
-            spec: Arc::new(needed(f.spec, "spec")?),
-        },
-        Form::RemoveNetwork(id) => Change::RemoveNetwork(identity(&id, "id")?),
-        Form::AllocateNetwork(f) => Change::AllocateNetwork {
-            id: identity(&f.id, "id")?,
-            vni: f.vni,
-            mtu: f.mtu,
-            subnets: f.subnets.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-        },
-        Form::SetEndpoint(f) => Change::SetEndpoint {
-            service: identity(&f.service, "service")?,
-            endpoint: f.endpoint.map(TryInto::try_into).transpose()?.map(Arc::new),
-        },
-        Form::AttachTasks(f) => {
-            let one = |f: form::AttachTask| -> Result<_, Fault> {
-                Ok((identity(&f.id, "id")?, needed(f.network, "network")?))
-            };
-            Change::AttachTasks(f.tasks.into_iter().map(one).collect::<Result<_, _>>()?)
-        }
-        _ => return Err(stored_fault("is a change that this version does not know")),
+        other => network::change_from_wire(other)?,
     })
 }
 
@@ -626,7 +570,9 @@ mod tests {
         let v6 = Some(std::net::Ipv6Addr::LOCALHOST);
         let (net, range) = ("10.1.0.0/16".parse().unwrap(), "10.1.4.0/24".parse().ok());
         let subnet = types::Subnet { cursor: 9, ..types::Subnet::new(net, range, None) };
-        let pool = types::IpamPool { subnet: Some(net), range, gateway: v4.map(Into::into) };
+        let gateway = v4.map(Into::into);
+        let pool =
+            types::IpamPool { subnet: Some(net), range, gateway, ..types::IpamPool::default() };
         let spec = types::NetworkSpec {
             name: "back".into(),
             attachable: true,
@@ -647,13 +593,20 @@ mod tests {
         let vip = types::VirtualAddress { network, v4, v6 };
         let endpoint = Arc::new(types::Endpoint { vips: vec![vip], ports: vec![port] });
         let one = types::Attachment { network, v4, v6: None };
-        let given = types::TaskNetwork { attachments: vec![one], mesh: Some(one) };
+        let connection = types::Connection { attachment: one, aliases: vec!["db".into()] };
+        let given = types::TaskNetwork {
+            attachments: vec![one],
+            mesh: Some(one),
+            connected: vec![connection.clone()],
+        };
         vec![
             Change::CreateNetwork { id: network, spec: Arc::new(spec) },
             Change::AllocateNetwork { id: network, vni: 5_000, mtu: 1_450, subnets: vec![subnet] },
             Change::SetEndpoint { service, endpoint: Some(endpoint) },
             Change::SetEndpoint { service, endpoint: None },
             Change::AttachTasks(vec![(task, given)]),
+            Change::ConnectTask { task, connection: Box::new(connection) },
+            Change::DisconnectTask { task, network },
             Change::RemoveNetwork(network),
         ]
     }

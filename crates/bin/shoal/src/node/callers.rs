@@ -35,7 +35,11 @@ enum Open {
 const RPCS: &[(Open, &str, &[&str])] = &[
     (Open::Everybody, "shoal.v1.Bootstrap", &["GetRoot", "Issue"]),
     (Open::Nodes, "shoal.v1.Certificates", &["Renew"]),
-    (Open::Nodes, "shoal.v1.Dispatcher", &["Session", "Managers", "PublishLogs"]),
+    (
+        Open::Nodes,
+        "shoal.v1.Dispatcher",
+        &["Session", "Managers", "FindNetwork", "ConnectTask", "DisconnectTask", "PublishLogs"],
+    ),
     (Open::Managers, "shoal.v1.Membership", &["Join", "Leave"]),
     (
         Open::Managers,
@@ -77,6 +81,13 @@ const RPCS: &[(Open, &str, &[&str])] = &[
             "PullImage",
             "LoadImage",
             "RemoveImage",
+            "CreateNetwork",
+            "ListNetworks",
+            "GetNetwork",
+            "RemoveNetwork",
+            "PruneNetworks",
+            "ConnectNetwork",
+            "DisconnectNetwork",
         ],
     ),
     (Open::Raft, "shoal.raft.v1.Raft", &["Append", "Heartbeat", "Vote", "Snapshot", "Transfer"]),

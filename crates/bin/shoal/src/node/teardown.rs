@@ -26,12 +26,17 @@ impl Node {
                 tracing::warn!(task.id = id, %error, "network could not be removed");
             }
         }
-        // Outside of a cluster there are no networks.
+        self.forget_networks().await;
+        self.network.release_bridge().await;
+        self.release().await;
+    }
+
+    /// Outside of a cluster there are none of its networks. The node's own stay.
+    pub(super) async fn forget_networks(&self) {
         let nothing = DirectoryUpdate { full: true, ..DirectoryUpdate::default() };
         if let Err(error) = self.network.update(nothing).await {
             tracing::warn!(%error, "networks could not be removed");
         }
-        self.release().await;
     }
 
     /// A node without containers leaves no groups and no rules on its machine; with containers

@@ -139,15 +139,19 @@ pub(super) fn endpoint(
     let given = task.network.as_deref()?;
     let held = given.all().find(|one| one.network == network)?;
     let node = task.node?;
+    let connection = given.connection(network);
+    let mut names = names(view, task);
+    names.extend(connection.into_iter().flat_map(|connection| connection.aliases.clone()));
     Some(EndpointPart {
         network,
         task: id,
-        service: Some(task.service),
+        // There its service is nobody.
+        service: connection.is_none().then_some(task.service),
         node,
         number: view.node(node).map_or(0, |node| node.number),
         v4: held.v4,
         v6: held.v6,
-        names: names(view, task),
+        names,
         serving,
     })
 }

@@ -56,6 +56,11 @@ pub fn check_network_spec(spec: &NetworkSpec) -> Result<(), Fault> {
         return Err(Fault::invalid("--ipv4", "ingress network cannot be without IPv4"));
     }
     check_options(spec)?;
+    if spec.ipam.iter().any(|pool| !pool.aux.is_empty()) {
+        let message = "networks of the cluster have none: their addresses are given out by it";
+        return Err(Fault::invalid("--aux-address", message)
+            .hint("use --ip-range to keep a part of the subnet for others"));
+    }
     check_pools(spec)
 }
 
@@ -100,14 +105,7 @@ fn check_options(spec: &NetworkSpec) -> Result<(), Fault> {
     for (key, value) in &spec.options {
         let bad = |message: String| Err(Fault::invalid("--opt", message));
         match key.as_str() {
-            NetworkSpec::MTU => {
-                let min = if spec.wants(Family::V6) { MTU_V6_MIN } else { MTU_MIN };
-                if !spec.mtu().is_some_and(|mtu| (min..=MTU_MAX).contains(&mtu)) {
-                    return bad(format!(
-                        "{key}={value}: must be between {min} and {MTU_MAX} bytes"
-                    ));
-                }
-            }
+            NetworkSpec::MTU => check_mtu(spec, value)?,
             NetworkSpec::VNI => {
                 if !spec.vni().is_some_and(|vni| (CHOSEN_VNI_MIN..=VNI_MAX).contains(&vni)) {
                     return bad(format!(
@@ -125,7 +123,17 @@ fn check_options(spec: &NetworkSpec) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_pools(spec: &NetworkSpec) -> Result<(), Fault> {
+pub(super) fn check_mtu(spec: &NetworkSpec, value: &str) -> Result<(), Fault> {
+    let min = if spec.wants(Family::V6) { MTU_V6_MIN } else { MTU_MIN };
+    if value.parse().is_ok_and(|mtu: u32| (min..=MTU_MAX).contains(&mtu)) {
+        return Ok(());
+    }
+    let key = NetworkSpec::MTU;
+    let message = format!("{key}={value}: must be between {min} and {MTU_MAX} bytes");
+    Err(Fault::invalid("--opt", message))
+}
+
+pub(super) fn check_pools(spec: &NetworkSpec) -> Result<(), Fault> {
     if spec.ipam.len() > SUBNETS_PER_NETWORK_MAX {
         let message = format!("at most {SUBNETS_PER_NETWORK_MAX} subnets are allowed");
         return Err(Fault::invalid("--subnet", message));
@@ -235,10 +243,7 @@ fn check_attachment(spec: &ServiceSpec, network: &NetworkAttachment) -> Result<(
     if name.is_empty() || name.len() > DOMAIN_CHARS_MAX {
         return bad("name a network: --network NAME or --network name=NAME,alias=OTHER".into());
     }
-    check_list("--network", &network.aliases)?;
-    if let Some(alias) = network.aliases.iter().find(|alias| !is_domain(alias)) {
-        return bad(format!("alias `{alias}` must be a DNS name"));
-    }
+    check_aliases("--network", &network.aliases)?;
     if let Some(key) = network.driver_options.keys().next() {
         return bad(format!(
             "unknown driver option {key}: overlay networks have none for services"
@@ -270,6 +275,15 @@ fn check_attachment(spec: &ServiceSpec, network: &NetworkAttachment) -> Result<(
         return bad("a virtual address cannot be had in endpoint mode dnsrr".into());
     }
     Ok(())
+}
+
+/// Further names of a container or a service on one network.
+pub fn check_aliases(flag: &str, aliases: &[String]) -> Result<(), Fault> {
+    check_list(flag, aliases)?;
+    match aliases.iter().find(|alias| !is_domain(alias)) {
+        Some(alias) => Err(Fault::invalid(flag, format!("alias `{alias}` must be a DNS name"))),
+        None => Ok(()),
+    }
 }
 
 fn check_ports(spec: &ServiceSpec) -> Result<(), Fault> {
@@ -326,14 +340,18 @@ fn check_port(port: &PortSpec) -> Result<(), Fault> {
         return Err(Fault::invalid("--publish", message));
     }
     let host = port.host.as_str();
-    let interface = host.len() <= INTERFACE_BYTES_MAX
-        && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
-        && !matches!(host, "." | "..");
-    if !interface && host.parse::<IpAddr>().is_err() {
+    if !is_interface(host) && host.parse::<IpAddr>().is_err() {
         let message = format!("`{host}` is neither an address nor the name of an interface");
         return Err(Fault::invalid("--publish", message));
     }
     Ok(())
+}
+
+/// Nothing counts as one.
+pub(super) fn is_interface(name: &str) -> bool {
+    name.len() <= INTERFACE_BYTES_MAX
+        && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
+        && !matches!(name, "." | "..")
 }
 
 pub(super) fn check_dns(dns: &DnsConfig) -> Result<(), Fault> {

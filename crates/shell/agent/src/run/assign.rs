@@ -12,6 +12,7 @@ use wire::agent_v1::StoredTask;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
 use super::{Agent, Connection, wanted_of};
+use crate::container::connected;
 use crate::db::{Batch, DbError, FORMAT};
 use crate::logs::LogUplink;
 
@@ -97,6 +98,16 @@ where
                 Some(task) => {
                     task.stored = stored.clone();
                     task.wanted.send_replace(wanted_of(desired));
+                    let network = stored.assignment.as_ref().and_then(|a| a.network.as_ref());
+                    let Some(now) = connected(network) else { continue };
+                    let number = self.directories.max(1);
+                    task.connected.send_if_modified(|known| {
+                        let other = known.1 != now;
+                        if other {
+                            *known = (number, now);
+                        }
+                        other
+                    });
                 }
                 None => self.start_task(*id, stored.clone(), Observed::Absent),
             }

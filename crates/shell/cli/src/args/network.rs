@@ -3,7 +3,7 @@
 //! Owns: names, options, help. Does not know: what a command does.
 //! Invariant: the words are docker's; what is not there is unknown and refused by name.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Subcommand;
 use ipnet::IpNet;
@@ -14,7 +14,7 @@ use crate::values::parse_label;
 #[derive(Subcommand, Debug)]
 pub(crate) enum Network {
     /// Create a network
-    Create(Create),
+    Create(Box<Create>),
     /// List the networks
     #[command(visible_alias = "list")]
     Ls(Ls),
@@ -25,13 +25,20 @@ pub(crate) enum Network {
     Rm(Rm),
     /// Remove all networks that nothing uses
     Prune(Prune),
+    /// Connect a running container of this node to a network
+    Connect(Connect),
+    /// Disconnect a container of this node from a network that it was connected to
+    Disconnect(Disconnect),
 }
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Create {
-    /// Driver; networks of the cluster are overlays
-    #[arg(short, long, value_name = "DRIVER", default_value = "overlay")]
+    /// Driver: overlay for a network of the cluster; bridge, macvlan or ipvlan for one of this node
+    #[arg(short, long, value_name = "DRIVER", default_value = "bridge")]
     pub(crate) driver: String,
+    /// Whose it is: swarm or local; the driver says so where this does not
+    #[arg(long, value_name = "SCOPE")]
+    pub(crate) scope: Option<String>,
     /// Containers that no service made may join
     #[arg(long)]
     pub(crate) attachable: bool,
@@ -41,18 +48,32 @@ pub(crate) struct Create {
     /// The network of the routing mesh
     #[arg(long)]
     pub(crate) ingress: bool,
+    /// IPv4 addresses
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) ipv4: bool,
     /// IPv6 addresses too
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) ipv6: bool,
     /// Subnet; may be given once for each family
     #[arg(long, value_name = "CIDR")]
     pub(crate) subnet: Vec<IpNet>,
-    /// Part of the subnet that addresses are given out of, in the order of the subnets
+    /// Part of a subnet that addresses are given out of
     #[arg(long, value_name = "CIDR")]
     pub(crate) ip_range: Vec<IpNet>,
-    /// Next hop of the containers, in the order of the subnets
+    /// Next hop of the containers, in one of the subnets
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) gateway: Vec<IpAddr>,
+    /// Address that is somebody else's; for networks of this node
+    #[arg(long, value_name = "NAME=ADDRESS", value_parser = parse_label)]
+    pub(crate) aux_address: Vec<(String, String)>,
+    /// Who gives out addresses
+    #[arg(long, value_name = "DRIVER", default_value = "default")]
+    pub(crate) ipam_driver: String,
+    /// Option of who gives out addresses; the default one has none
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) ipam_opt: Vec<(String, String)>,
     /// Option of the driver, such as com.docker.network.driver.mtu=1400
     #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub(crate) opt: Vec<(String, String)>,
@@ -103,4 +124,35 @@ pub(crate) struct Prune {
     /// Do not ask
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Connect {
+    /// IPv4 address, such as 172.30.100.104
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// IPv6 address, such as 2001:db8::33
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip6: Option<Ipv6Addr>,
+    /// Further name of the container on the network
+    #[arg(long, value_name = "NAME")]
+    pub(crate) alias: Vec<String>,
+    /// Not supported: containers of one network know each other by name
+    #[arg(long, value_name = "CONTAINER")]
+    pub(crate) link: Vec<String>,
+    #[arg(value_name = "NETWORK")]
+    pub(crate) network: String,
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) container: String,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Disconnect {
+    /// Say nothing of a container or connection that does not exist
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[arg(value_name = "NETWORK")]
+    pub(crate) network: String,
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) container: String,
 }

@@ -1,22 +1,27 @@
 //! `shoal network`.
 //!
-//! Owns: how a spec is made of options, and what is shown of networks.
-//! Does not know: how addresses are given out. Invariant: what every node has (bridge, host, none)
-//! is listed with the cluster's, as docker does.
+//! Owns: whether the cluster or the node is asked, and putting both answers together.
+//! Does not know: how addresses are given out. Invariant: networks of the cluster and of the node
+//! are listed, found and removed alike; a name that the cluster has is the cluster's.
 
+mod inspect;
+mod spec;
+
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 
-use serde_json::{Value as Json, json};
-use types::{ErrorCode, IpamPool, NetworkDriver, NetworkSpec};
+use serde_json::json;
+use types::ErrorCode;
 use wire::v1;
 
 use super::{Failures, id_text, print_inspected, print_line, unknown_filter, warn_when_stale};
 use crate::args::InspectFormat;
-use crate::args::network::{Create, Inspect, Ls, Network as Command, Prune, Rm};
+use crate::args::network::{
+    Connect, Create, Disconnect, Inspect, Ls, Network as Command, Prune, Rm,
+};
 use crate::client::Daemon;
 use crate::error::CliError;
 use crate::output::{List, Row, human, row_of};
-use crate::values::labels;
 
 pub(super) async fn run(daemon: &mut Daemon, command: Command) -> Result<(), CliError> {
     match command {
@@ -25,76 +30,68 @@ pub(super) async fn run(daemon: &mut Daemon, command: Command) -> Result<(), Cli
         Command::Inspect(args) => inspect(daemon, &args).await,
         Command::Rm(args) => rm(daemon, &args).await,
         Command::Prune(args) => prune(daemon, &args).await,
+        Command::Connect(args) => connect(daemon, &args).await,
+        Command::Disconnect(args) => disconnect(daemon, &args).await,
     }
 }
 
 async fn create(daemon: &mut Daemon, args: &Create) -> Result<(), CliError> {
-    let spec = Some((&spec(args)?).into());
-    let request = v1::CreateNetworkRequest { spec };
-    let created = daemon.control.create_network(request).await?.into_inner();
+    let (spec, side) = spec::of(args)?;
+    let request = v1::CreateNetworkRequest { spec: Some((&spec).into()) };
+    let created = match side {
+        Side::Cluster => daemon.control.create_network(request).await?,
+        Side::Node => daemon.local.create_network(request).await?,
+    };
+    let created = created.into_inner();
     created.warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
     print_line(id_text(&created.id))
 }
 
-fn spec(args: &Create) -> Result<NetworkSpec, CliError> {
-    let driver = NetworkDriver::from_name(&args.driver).ok_or_else(|| {
-        CliError::usage("--driver", format!("unknown driver {}", args.driver))
-            .hint("networks of the cluster are overlays")
-    })?;
-    for (flag, count) in [("--ip-range", args.ip_range.len()), ("--gateway", args.gateway.len())] {
-        if count > args.subnet.len() {
-            return Err(CliError::usage(flag, "every one of them needs a --subnet"));
-        }
-    }
-    let pool = |nth: usize, subnet: &ipnet::IpNet| IpamPool {
-        subnet: Some(*subnet),
-        range: args.ip_range.get(nth).copied(),
-        gateway: args.gateway.get(nth).copied(),
-    };
-    Ok(NetworkSpec {
-        name: args.name.clone(),
-        labels: labels(&args.label),
-        driver,
-        attachable: args.attachable,
-        ingress: args.ingress,
-        internal: args.internal,
-        ipv4: true,
-        ipv6: args.ipv6,
-        ipam: args.subnet.iter().enumerate().map(|(nth, net)| pool(nth, net)).collect(),
-        options: args.opt.iter().cloned().collect(),
-    })
+/// Whose a network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Cluster,
+    Node,
+}
+
+/// Where this is no manager, what the node itself knows is all there is.
+fn no_manager(status: &tonic::Status) -> bool {
+    wire::fault_of(status).code == ErrorCode::NotAManager
 }
 
 async fn ls(daemon: &mut Daemon, args: &Ls) -> Result<(), CliError> {
     let request = list_request(&args.filters.filters)?;
-    let wants_builtin = request.labels.is_empty()
-        && (request.types.is_empty() || request.types.iter().any(|kind| kind == "builtin"))
-        && (request.scopes.is_empty() || request.scopes.iter().any(|scope| scope == "local"))
-        && request.dangling.is_none();
-    let (ids, names) = (request.ids.clone(), request.names.clone());
-    let drivers = request.drivers.clone();
-    let list = daemon.control.list_networks(request).await?.into_inner();
-    warn_when_stale(list.freshness.as_ref());
-    let mut rows: Vec<(String, [String; 4])> = Vec::new();
-    for network in list.networks.into_iter().filter_map(|view| view.network) {
-        let spec = network.spec.unwrap_or_default();
-        let driver = if spec.driver.is_empty() { "overlay".into() } else { spec.driver };
-        let id = id_text(&network.id);
-        rows.push((spec.name.clone(), [id, spec.name, driver, "swarm".into()]));
+    let mut rows: BTreeMap<String, [String; 4]> = BTreeMap::new();
+    let here = daemon.local.list_networks(request.clone()).await?.into_inner();
+    for view in here.networks {
+        let network = view.network.unwrap_or_default();
+        let scope = if view.swarm { "swarm" } else { "local" };
+        let (id, spec) = (id_text(&network.id), network.spec.unwrap_or_default());
+        rows.insert(id.clone(), cells(id, spec, scope));
     }
-    for (id, name, driver) in view::PREDEFINED.into_iter().filter(|_| wants_builtin) {
-        let id = id.to_string();
-        let matches = (ids.is_empty() || ids.iter().any(|prefix| id.starts_with(prefix.as_str())))
-            && (names.is_empty() || names.iter().any(|part| name.contains(part.as_str())))
-            && (drivers.is_empty() || drivers.iter().any(|other| other == driver));
-        if matches {
-            let row = [id, name.to_owned(), driver.to_owned(), "local".to_owned()];
-            rows.push((name.to_owned(), row));
+    match daemon.control.list_networks(request).await {
+        Ok(list) => {
+            let list = list.into_inner();
+            warn_when_stale(list.freshness.as_ref());
+            // What a manager says of its networks counts.
+            rows.retain(|_, cells| cells[3] != "swarm");
+            for network in list.networks.into_iter().filter_map(|view| view.network) {
+                let (id, spec) = (id_text(&network.id), network.spec.unwrap_or_default());
+                rows.insert(id.clone(), cells(id, spec, "swarm"));
+            }
         }
+        Err(status) if no_manager(&status) => {}
+        Err(status) => return Err(status.into()),
     }
-    rows.sort();
-    let rows: Vec<Row> = rows.into_iter().map(|(_, cells)| row(&cells, args.no_trunc)).collect();
+    let mut rows: Vec<[String; 4]> = rows.into_values().collect();
+    rows.sort_by(|a, b| (&a[1], &a[0]).cmp(&(&b[1], &b[0])));
+    let rows: Vec<Row> = rows.iter().map(|cells| row(cells, args.no_trunc)).collect();
     NETWORKS.print(&args.format, &rows, &mut io::stdout().lock())
+}
+
+fn cells(id: String, spec: v1::NetworkSpec, scope: &str) -> [String; 4] {
+    let driver = if spec.driver.is_empty() { "overlay".into() } else { spec.driver };
+    [id, spec.name, driver, scope.into()]
 }
 
 const NETWORKS: List = List {
@@ -141,9 +138,10 @@ fn list_request(filters: &[(String, String)]) -> Result<v1::ListNetworksRequest,
 async fn inspect(daemon: &mut Daemon, args: &Inspect) -> Result<(), CliError> {
     let (mut failures, mut found) = (Failures::default(), Vec::new());
     for name in &args.networks {
-        let request = v1::GetNetworkRequest { r#ref: name.clone(), verbose: args.verbose };
-        let answer = daemon.control.get_network(request).await.map_err(CliError::from);
-        let shown = answer.and_then(|answer| shown(answer.into_inner(), args.verbose));
+        let shown = match find(daemon, name, args.verbose).await {
+            Ok(known) => inspect::shown(known, args.verbose),
+            Err(error) => Err(error),
+        };
         found.extend(failures.keep(shown));
     }
     let format = InspectFormat { format: args.format.clone(), pretty: false };
@@ -151,63 +149,58 @@ async fn inspect(daemon: &mut Daemon, args: &Inspect) -> Result<(), CliError> {
     failures.finish()
 }
 
-fn shown(answer: v1::NetworkView, verbose: bool) -> Result<Json, CliError> {
-    let network = answer.network.clone().unwrap_or_default();
-    let network = network.try_into().map_err(|fault: types::Fault| {
-        CliError::failed(format!("the daemon's answer makes no sense: {fault}"))
-    })?;
-    let mut shown = view::network(&network);
-    if verbose && let Some(object) = shown.as_object_mut() {
-        object.insert("Peers".into(), peers(&answer));
-        object.insert("Services".into(), services(&answer));
+/// A network as it was found.
+enum Known {
+    /// The node's own, or one of the cluster where nobody but the node can be asked.
+    Node(Box<v1::NodeNetworkView>),
+    /// The cluster's, and what this node knows of it.
+    Cluster(Box<v1::NetworkView>, Option<Box<v1::NodeNetworkView>>),
+}
+
+/// A name that the cluster has is the cluster's; an id is whose it is.
+async fn find(daemon: &mut Daemon, name: &str, verbose: bool) -> Result<Known, CliError> {
+    let request = v1::GetNetworkRequest { r#ref: name.to_owned(), verbose };
+    let here = daemon.local.get_network(request.clone()).await.map(tonic::Response::into_inner);
+    let there = daemon.control.get_network(request).await.map(tonic::Response::into_inner);
+    match (here, there) {
+        (Ok(here), Err(status)) if !here.swarm || no_manager(&status) => {
+            Ok(Known::Node(Box::new(here)))
+        }
+        (Ok(here), Ok(there)) => Ok(choose(name, here, there)),
+        (Err(status), Ok(there)) if is_missing(&status) => {
+            Ok(Known::Cluster(Box::new(there), None))
+        }
+        // That a worker does not know it says more than that it is none.
+        (Err(here), Err(there)) if no_manager(&there) => Err(here.into()),
+        (_, Err(status)) | (Err(status), _) => Err(status.into()),
     }
-    Ok(shown)
 }
 
-fn peers(answer: &v1::NetworkView) -> Json {
-    let peer = |peer: &v1::NetworkPeer| json!({ "Name": peer.name, "IP": peer.address });
-    answer.peers.iter().map(peer).collect()
-}
-
-/// As docker's verbose form: by name, with virtual addresses, ports and tasks.
-fn services(answer: &v1::NetworkView) -> Json {
-    let mut all = serde_json::Map::new();
-    for service in &answer.services {
-        let tasks: Vec<Json> = answer
-            .tasks
-            .iter()
-            .filter(|task| task.service == service.service)
-            .map(|task| {
-                json!({
-                    "Name": task.name,
-                    "EndpointID": id_text(&task.task),
-                    "EndpointIP": task.addresses.first(),
-                    "Info": { "Host IP": task.node_address, "Node": task.node_name },
-                })
-            })
-            .collect();
-        let ports: Vec<String> = service
-            .ports
-            .iter()
-            .map(|port| format!("Target: {}, Publish: {}", port.target, port.published))
-            .collect();
-        let value = json!({
-            "VIP": service.vips.first().cloned().unwrap_or_default(),
-            "VIPs": service.vips, "Ports": ports, "Tasks": tasks,
+fn choose(name: &str, here: v1::NodeNetworkView, there: v1::NetworkView) -> Known {
+    let id = |network: Option<&[u8]>| id_text(network.unwrap_or_default());
+    let own = id(here.network.as_ref().map(|network| &*network.id));
+    let is_own = !here.swarm
+        && (own == name || {
+            let theirs = there.network.as_ref().and_then(|network| network.spec.as_ref());
+            let named = theirs.is_some_and(|spec| spec.name.eq_ignore_ascii_case(name));
+            !named && id(there.network.as_ref().map(|network| &*network.id)) != name
         });
-        all.insert(service.name.clone(), value);
+    match is_own {
+        true => Known::Node(Box::new(here)),
+        false => {
+            let here = Some(here).filter(|here| here.swarm).map(Box::new);
+            Known::Cluster(Box::new(there), here)
+        }
     }
-    Json::Object(all)
 }
 
 async fn rm(daemon: &mut Daemon, args: &Rm) -> Result<(), CliError> {
     let mut failures = Failures::default();
     for name in &args.networks {
-        let removed = daemon.control.remove_network(v1::ObjectRef { r#ref: name.clone() }).await;
-        let result = match removed {
-            Ok(_) => Ok(true),
-            Err(status) if args.force && is_missing(&status) => Ok(false),
-            Err(status) => Err(CliError::from(status)),
+        let result = match remove(daemon, name).await {
+            Ok(()) => Ok(true),
+            Err(error) if args.force && error.code == Some(ErrorCode::NotFound) => Ok(false),
+            Err(error) => Err(error),
         };
         if failures.keep(result) == Some(true) {
             print_line(name)?;
@@ -216,8 +209,49 @@ async fn rm(daemon: &mut Daemon, args: &Rm) -> Result<(), CliError> {
     failures.finish()
 }
 
+async fn remove(daemon: &mut Daemon, name: &str) -> Result<(), CliError> {
+    match find(daemon, name, false).await? {
+        Known::Cluster(there, _) => {
+            let r#ref = id_text(&there.network.unwrap_or_default().id);
+            daemon.control.remove_network(v1::ObjectRef { r#ref }).await?;
+        }
+        Known::Node(here) => {
+            let r#ref = id_text(&here.network.unwrap_or_default().id);
+            daemon.local.remove_network(v1::ObjectRef { r#ref }).await?;
+        }
+    }
+    Ok(())
+}
+
 fn is_missing(status: &tonic::Status) -> bool {
     wire::fault_of(status).code == ErrorCode::NotFound
+}
+
+async fn connect(daemon: &mut Daemon, args: &Connect) -> Result<(), CliError> {
+    if !args.link.is_empty() {
+        let message = "links are not supported: containers of one network know each other by name";
+        return Err(CliError::usage("--link", message).hint("give another name with --alias"));
+    }
+    let text = |address: Option<String>| address.unwrap_or_default();
+    let request = v1::ConnectNetworkRequest {
+        network: args.network.clone(),
+        container: args.container.clone(),
+        ip: text(args.ip.map(|ip| ip.to_string())),
+        ip6: text(args.ip6.map(|ip| ip.to_string())),
+        aliases: args.alias.clone(),
+    };
+    daemon.local.connect_network(request).await?;
+    Ok(())
+}
+
+async fn disconnect(daemon: &mut Daemon, args: &Disconnect) -> Result<(), CliError> {
+    let request = v1::DisconnectNetworkRequest {
+        network: args.network.clone(),
+        container: args.container.clone(),
+        force: args.force,
+    };
+    daemon.local.disconnect_network(request).await?;
+    Ok(())
 }
 
 async fn prune(daemon: &mut Daemon, args: &Prune) -> Result<(), CliError> {
@@ -233,11 +267,16 @@ async fn prune(daemon: &mut Daemon, args: &Prune) -> Result<(), CliError> {
     if !args.force && !confirmed()? {
         return Ok(());
     }
-    let pruned = daemon.control.prune_networks(request).await?.into_inner();
-    if !pruned.names.is_empty() {
+    let mut names = daemon.local.prune_networks(request.clone()).await?.into_inner().names;
+    match daemon.control.prune_networks(request).await {
+        Ok(pruned) => names.extend(pruned.into_inner().names),
+        Err(status) if no_manager(&status) => {}
+        Err(status) => return Err(status.into()),
+    }
+    if !names.is_empty() {
         print_line("Deleted Networks:")?;
     }
-    pruned.names.iter().try_for_each(print_line)
+    names.iter().try_for_each(print_line)
 }
 
 /// Asks a person; who is none has to say `--force`.

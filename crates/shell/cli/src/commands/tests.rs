@@ -34,6 +34,8 @@ struct Seen {
     created: Option<v1::ServiceSpec>,
     updates: Vec<v1::UpdateServiceRequest>,
     tail: Option<u64>,
+    /// What was asked about networks.
+    networks: Vec<String>,
 }
 
 /// An implementation with some methods written out, and the rest refused.
@@ -75,6 +77,57 @@ fake! { Local {
             .hint("ask a manager for one");
         Err(wire::status_of(&fault))
     }
+
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Answer<v1::CreateNetworkResponse> {
+        let spec = request.into_inner().spec.unwrap_or_default();
+        self.0.lock().unwrap().networks.push(format!("node creates {} {}", spec.driver, spec.name));
+        Ok(Response::new(v1::CreateNetworkResponse { id: id(), warnings: vec![] }))
+    }
+
+    /// It has its own `lan`, and one that is called as the cluster's `back`.
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Answer<v1::NodeNetworkView> {
+        let name = request.into_inner().r#ref;
+        if !["lan", "back", own_id().as_str()].contains(&name.as_str()) {
+            return Err(not_found(&name));
+        }
+        let spec = v1::NetworkSpec { name, driver: "bridge".into(), ..v1::NetworkSpec::default() };
+        let id = types::NetworkId::MAX.to_bytes().to_vec().into();
+        let network = v1::LocalNetwork { id, spec: Some(spec), ..v1::LocalNetwork::default() };
+        let network = Some(network);
+        Ok(Response::new(v1::NodeNetworkView { network, ..v1::NodeNetworkView::default() }))
+    }
+
+    async fn remove_network(&self, request: Request<v1::ObjectRef>) -> Answer<v1::Empty> {
+        let text = format!("node removes {}", request.into_inner().r#ref);
+        self.0.lock().unwrap().networks.push(text);
+        Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn connect_network(
+        &self,
+        request: Request<v1::ConnectNetworkRequest>,
+    ) -> Answer<v1::Empty> {
+        let r = request.into_inner();
+        let text = format!("{} {} {} {:?}", r.network, r.container, r.ip, r.aliases);
+        self.0.lock().unwrap().networks.push(text);
+        Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn disconnect_network(
+        &self,
+        request: Request<v1::DisconnectNetworkRequest>,
+    ) -> Answer<v1::Empty> {
+        let r = request.into_inner();
+        let text = format!("{} {} {}", r.network, r.container, r.force);
+        self.0.lock().unwrap().networks.push(text);
+        Ok(Response::new(v1::Empty {}))
+    }
 }
     version: VersionRequest -> VersionResponse;
     info: InfoRequest -> InfoResponse;
@@ -82,6 +135,8 @@ fake! { Local {
     leave: LeaveRequest -> LeaveResponse;
     list_images: ListImagesRequest -> ImageList;
     remove_image: RemoveImageRequest -> RemoveImageResponse;
+    list_networks: ListNetworksRequest -> NodeNetworkList;
+    prune_networks: PruneNetworksRequest -> PruneNetworksResponse;
 }
 
 fake! { Control {
@@ -134,6 +189,36 @@ fake! { Control {
         Ok(Response::new(v1::UpdateServiceResponse::default()))
     }
 
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Answer<v1::CreateNetworkResponse> {
+        let spec = request.into_inner().spec.unwrap_or_default();
+        let text = format!("cluster creates {} {}", spec.driver, spec.name);
+        self.0.lock().unwrap().networks.push(text);
+        Ok(Response::new(v1::CreateNetworkResponse { id: id(), warnings: vec![] }))
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Answer<v1::NetworkView> {
+        let name = request.into_inner().r#ref;
+        if name != "back" {
+            return Err(not_found(&name));
+        }
+        let spec = v1::NetworkSpec { name, ..v1::NetworkSpec::default() };
+        let network = v1::Network { id: id(), spec: Some(spec), ..v1::Network::default() };
+        let network = Some(network);
+        Ok(Response::new(v1::NetworkView { network, ..v1::NetworkView::default() }))
+    }
+
+    async fn remove_network(&self, request: Request<v1::ObjectRef>) -> Answer<v1::Empty> {
+        let text = format!("cluster removes {}", request.into_inner().r#ref);
+        self.0.lock().unwrap().networks.push(text);
+        Ok(Response::new(v1::Empty {}))
+    }
+
     async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Answer<v1::TaskList> {
         Ok(Response::new(v1::TaskList::default()))
     }
@@ -149,15 +234,20 @@ fake! { Control {
     list_services: ListServicesRequest -> ServiceList;
     remove_service: ObjectRef -> Empty;
     get_task: ObjectRef -> TaskView;
-    create_network: CreateNetworkRequest -> CreateNetworkResponse;
     list_networks: ListNetworksRequest -> NetworkList;
-    get_network: GetNetworkRequest -> NetworkView;
-    remove_network: ObjectRef -> Empty;
     prune_networks: PruneNetworksRequest -> PruneNetworksResponse;
 }
 
 fn id<T: From<Vec<u8>>>() -> T {
     Id::from_u128(1).unwrap().to_bytes().to_vec().into()
+}
+
+fn own_id() -> String {
+    types::NetworkId::MAX.to_string()
+}
+
+fn not_found(name: &str) -> Status {
+    wire::status_of(&Fault::new(ErrorCode::NotFound, format!("network {name} not found")))
 }
 
 /// The fake on a socket in a folder of its own.
@@ -252,4 +342,40 @@ async fn without_a_daemon_the_socket_is_named() {
     let build = Build { version: "1", commit: "c" };
     let error = super::run(build, args.options, args.command).await.unwrap_err();
     assert!(error.message.contains(host) && !error.hint.is_empty(), "{error}");
+}
+
+#[tokio::test]
+async fn networks_are_the_nodes_or_the_clusters() {
+    let stage = Stage::set();
+    stage.run("network create lan").await.unwrap();
+    stage.run("network create -d overlay back").await.unwrap();
+    stage.run("network rm lan back").await.unwrap();
+    stage.run(&format!("network rm {}", own_id())).await.unwrap();
+    let error = stage.run("network rm nosuch").await.unwrap_err();
+    assert_eq!(error.message, "network nosuch not found");
+    stage.run("network rm --force nosuch").await.unwrap();
+    let (own, theirs) = (own_id(), Id::from_u128(1).unwrap());
+    assert_eq!(
+        stage.fake.0.lock().unwrap().networks,
+        [
+            "node creates bridge lan".to_owned(),
+            "cluster creates overlay back".to_owned(),
+            format!("node removes {own}"),
+            format!("cluster removes {theirs}"),
+            format!("node removes {own}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn containers_are_connected_and_disconnected_as_the_flags_say() {
+    let stage = Stage::set();
+    let line = "network connect --ip 10.0.0.7 --alias db --alias store lan web.1.x";
+    stage.run(line).await.unwrap();
+    stage.run("network disconnect -f lan web.1.x").await.unwrap();
+    let error = stage.run("network connect --link other lan web.1.x").await.unwrap_err();
+    assert!(error.message.starts_with("--link: links are not supported"), "{error}");
+    assert_eq!(error.exit, Exit::Usage);
+    let seen = &stage.fake.0.lock().unwrap().networks;
+    assert_eq!(*seen, ["lan web.1.x 10.0.0.7 [\"db\", \"store\"]", "lan web.1.x true"]);
 }

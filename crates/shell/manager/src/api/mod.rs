@@ -4,7 +4,7 @@
 //! Does not know: how a write is carried out. Invariant: what is answered as done is replicated.
 
 mod cluster_api;
-mod find;
+pub(crate) mod find;
 mod logs;
 mod network_api;
 mod node_api;

@@ -5,6 +5,7 @@
 
 use netplan::{MeshLinks, set};
 
+use super::bridge;
 use super::{NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of};
 use crate::nft::expression::{Base, Family, Rule};
 use crate::nft::table::{Chain, Table, TimeOuts};
@@ -38,7 +39,7 @@ impl HostTable<'_> {
         sets.push(members(set::PORTS, &[PROTOCOL_PART, PORT_PART]));
         sets.push(members(set::VNIS, &[NUMBER_PART]));
         let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
-        let chains = vec![
+        let mut chains = vec![
             Chain::plain("publish", self.publish_rules()),
             Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
             Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
@@ -46,6 +47,8 @@ impl HostTable<'_> {
             Chain::base("out", "nat", out, priority::DESTINATION, self.own_rules()),
             Chain::base("post", "nat", hook::POSTROUTING, priority::SOURCE, self.post_rules()),
         ];
+        sets.extend(bridge::sets());
+        chains.extend(bridge::chains(self.gateway, self.vxlan_port));
         let time_outs = if self.time_outs { TIME_OUTS.to_vec() } else { Vec::new() };
         Table::new(INET, self.name, sets, time_outs, chains)
     }
@@ -111,6 +114,7 @@ impl HostTable<'_> {
         ];
         rules.extend(self.time_out_rules(outwards));
         rules.push(outwards().masquerade());
+        rules.push(bridge::masquerade(self.gateway));
         rules
     }
 }

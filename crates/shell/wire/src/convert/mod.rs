@@ -8,6 +8,7 @@
 mod cluster;
 mod directory;
 mod fault;
+mod local_network;
 mod network;
 mod node;
 mod service;

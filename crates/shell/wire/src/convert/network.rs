@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use types::{
-    Attachment, DataPath, Endpoint, EndpointMode, EndpointSpec, Fault, HostPort, IpamPool, Network,
-    NetworkAttachment, NetworkDriver, NetworkSpec, PortProtocol, PortSpec, PublishMode, Subnet,
-    TaskNetwork,
+    Attachment, Connection, DataPath, Endpoint, EndpointMode, EndpointSpec, Fault, HostPort,
+    IpamPool, Network, NetworkAttachment, NetworkDriver, NetworkSpec, PortProtocol, PortSpec,
+    PublishMode, Subnet, TaskNetwork,
 };
 
 use super::{all, id, malformed, octets, required};
@@ -169,9 +169,8 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     fn try_from(spec: v1::NetworkSpec) -> Result<Self, Fault> {
         let driver = match spec.driver.as_str() {
             "" => NetworkDriver::default(),
-            name => NetworkDriver::from_name(name).ok_or_else(|| {
-                malformed("--driver", format!("unknown driver `{name}`: use overlay"))
-            })?,
+            name => NetworkDriver::from_name(name)
+                .ok_or_else(|| malformed("--driver", format!("unknown driver `{name}`")))?,
         };
         Ok(Self {
             name: spec.name,
@@ -194,6 +193,7 @@ impl From<&IpamPool> for v1::IpamPool {
             subnet: text(pool.subnet.as_ref()),
             range: text(pool.range.as_ref()),
             gateway: text(pool.gateway.as_ref()),
+            aux: pool.aux.iter().map(|(name, at)| (name.clone(), at.to_string())).collect(),
         }
     }
 }
@@ -206,6 +206,11 @@ impl TryFrom<v1::IpamPool> for IpamPool {
             subnet: parse_some(&pool.subnet, "--subnet", "a subnet such as 10.1.0.0/24")?,
             range: parse_some(&pool.range, "--ip-range", "a range such as 10.1.0.128/25")?,
             gateway: parse_some(&pool.gateway, "--gateway", "an address")?,
+            aux: pool
+                .aux
+                .into_iter()
+                .map(|(name, at)| Ok((name, parse(&at, "--aux-address", "an address")?)))
+                .collect::<Result<_, Fault>>()?,
         })
     }
 }
@@ -306,7 +311,24 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
         Self {
             attachments: network.attachments.iter().map(Into::into).collect(),
             mesh: network.mesh.as_ref().map(Into::into),
+            connected: network.connected.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&Connection> for v1::Connection {
+    fn from(connection: &Connection) -> Self {
+        let attachment = Some((&connection.attachment).into());
+        Self { attachment, aliases: connection.aliases.clone() }
+    }
+}
+
+impl TryFrom<v1::Connection> for Connection {
+    type Error = Fault;
+
+    fn try_from(connection: v1::Connection) -> Result<Self, Fault> {
+        let attachment = required(connection.attachment, "connection.attachment")?.try_into()?;
+        Ok(Self { attachment, aliases: connection.aliases })
     }
 }
 
@@ -317,6 +339,7 @@ impl TryFrom<v1::TaskNetwork> for TaskNetwork {
         Ok(Self {
             attachments: all(network.attachments)?,
             mesh: network.mesh.map(TryInto::try_into).transpose()?,
+            connected: all(network.connected)?,
         })
     }
 }
@@ -389,6 +412,7 @@ mod tests {
         let given = TaskNetwork {
             attachments: vec![both, Attachment::bare(NetworkId::BRIDGE)],
             mesh: Some(Attachment { v4: None, ..both }),
+            connected: vec![Connection { attachment: both, aliases: vec!["db".into()] }],
         };
         assert_eq!(TaskNetwork::try_from(v1::TaskNetwork::from(&given)), Ok(given));
         let port =

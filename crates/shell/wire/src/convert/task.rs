@@ -121,7 +121,7 @@ mod tests {
                     },
                     network: Some(Box::new(types::TaskNetwork {
                         attachments: vec![types::Attachment::bare(types::NetworkId::HOST)],
-                        mesh: None,
+                        ..types::TaskNetwork::default()
                     })),
                 };
                 assert_eq!(Task::try_from(v1::Task::from(&task)), Ok(task));

@@ -10,6 +10,14 @@ pub struct StoredTask {
     #[prost(message, optional, tag = "4")]
     pub status: ::core::option::Option<super::super::v1::TaskStatus>,
 }
+/// A network of the node's own; it outlives memberships.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoredNetwork {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    #[prost(message, optional, tag = "2")]
+    pub network: ::core::option::Option<super::super::v1::LocalNetwork>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredNode {
     #[prost(uint32, tag = "1")]

@@ -23,7 +23,7 @@ pub struct ChangeSet {
 pub struct Change {
     #[prost(
         oneof = "change::Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 32"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 32, 33, 34"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -91,6 +91,10 @@ pub mod change {
         AttachTasks(super::AttachTasks),
         #[prost(message, tag = "32")]
         AddAddressPools(super::AddressPools),
+        #[prost(message, tag = "33")]
+        ConnectTask(super::ConnectTask),
+        #[prost(message, tag = "34")]
+        DisconnectTask(super::DisconnectTask),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -279,6 +283,20 @@ pub struct SetEndpoint {
 pub struct AttachTasks {
     #[prost(message, repeated, tag = "1")]
     pub tasks: ::prost::alloc::vec::Vec<AttachTask>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTask {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub connection: ::core::option::Option<super::super::v1::Connection>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectTask {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub network: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttachTask {

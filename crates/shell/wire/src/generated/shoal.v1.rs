@@ -379,7 +379,7 @@ pub struct NetworkSpec {
     >,
 }
 /// A subnet asked for; empty texts: not said.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IpamPool {
     #[prost(string, tag = "1")]
     pub subnet: ::prost::alloc::string::String,
@@ -387,6 +387,12 @@ pub struct IpamPool {
     pub range: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub gateway: ::prost::alloc::string::String,
+    /// addresses that are somebody else's, by name
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub aux: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subnet {
@@ -416,6 +422,18 @@ pub struct Network {
     #[prost(message, repeated, tag = "6")]
     pub subnets: ::prost::alloc::vec::Vec<Subnet>,
 }
+/// A network that one node has for itself.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LocalNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub created_at: u64,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<NetworkSpec>,
+    #[prost(message, repeated, tag = "4")]
+    pub subnets: ::prost::alloc::vec::Vec<Subnet>,
+}
 /// What a task or a service holds on one network. Addresses are 4 and 16 bytes, or none.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attachment {
@@ -441,6 +459,16 @@ pub struct TaskNetwork {
     pub attachments: ::prost::alloc::vec::Vec<Attachment>,
     #[prost(message, optional, tag = "2")]
     pub mesh: ::core::option::Option<Attachment>,
+    #[prost(message, repeated, tag = "3")]
+    pub connected: ::prost::alloc::vec::Vec<Connection>,
+}
+/// What somebody connected a running task to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Connection {
+    #[prost(message, optional, tag = "1")]
+    pub attachment: ::core::option::Option<Attachment>,
+    #[prost(string, repeated, tag = "2")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of a node that leads to one task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3417,6 +3445,47 @@ pub struct EndpointPart {
     #[prost(bool, tag = "9")]
     pub serving: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FoundNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub attachable: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTaskRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    /// id, prefix of one, or name
+    #[prost(string, tag = "2")]
+    pub network: ::prost::alloc::string::String,
+    /// addresses asked for; the network in it is not read
+    #[prost(message, optional, tag = "3")]
+    pub wanted: ::core::option::Option<Attachment>,
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTaskResponse {
+    #[prost(message, optional, tag = "1")]
+    pub attachment: ::core::option::Option<Attachment>,
+    #[prost(string, tag = "2")]
+    pub network_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectTaskRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub network: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagersRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3791,6 +3860,73 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("shoal.v1.Dispatcher", "Managers"));
             self.inner.unary(req, path, codec).await
         }
+        /// For networks that a user names on a node. A node may only ask for tasks of its own.
+        pub async fn find_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FindNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::FoundNetwork>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/FindNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "FindNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn connect_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConnectTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConnectTaskResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/ConnectTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "ConnectTask"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn disconnect_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Dispatcher/DisconnectTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Dispatcher", "DisconnectTask"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Lines of a log subscription, pushed by a node.
         pub async fn publish_logs(
             &mut self,
@@ -3846,6 +3982,22 @@ pub mod dispatcher_server {
             tonic::Response<super::ManagersResponse>,
             tonic::Status,
         >;
+        /// For networks that a user names on a node. A node may only ask for tasks of its own.
+        async fn find_network(
+            &self,
+            request: tonic::Request<super::FindNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::FoundNetwork>, tonic::Status>;
+        async fn connect_task(
+            &self,
+            request: tonic::Request<super::ConnectTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConnectTaskResponse>,
+            tonic::Status,
+        >;
+        async fn disconnect_task(
+            &self,
+            request: tonic::Request<super::DisconnectTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
         /// Lines of a log subscription, pushed by a node.
         async fn publish_logs(
             &self,
@@ -4004,6 +4156,141 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ManagersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/FindNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct FindNetworkSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::FindNetworkRequest>
+                    for FindNetworkSvc<T> {
+                        type Response = super::FoundNetwork;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FindNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::find_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FindNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/ConnectTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConnectTaskSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::ConnectTaskRequest>
+                    for ConnectTaskSvc<T> {
+                        type Response = super::ConnectTaskResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConnectTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::connect_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConnectTaskSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Dispatcher/DisconnectTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectTaskSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::DisconnectTaskRequest>
+                    for DisconnectTaskSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::disconnect_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectTaskSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -5331,6 +5618,72 @@ pub struct LeaveRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeNetworkList {
+    #[prost(message, repeated, tag = "1")]
+    pub networks: ::prost::alloc::vec::Vec<NodeNetworkView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeNetworkView {
+    /// of one of the cluster what the node was told
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<LocalNetwork>,
+    /// it is the cluster's
+    #[prost(bool, tag = "2")]
+    pub swarm: bool,
+    /// by a container of this node
+    #[prost(bool, tag = "3")]
+    pub in_use: bool,
+    #[prost(uint32, tag = "4")]
+    pub vni: u32,
+    #[prost(uint32, tag = "5")]
+    pub mtu: u32,
+    /// in answers to GetNetwork
+    #[prost(message, repeated, tag = "6")]
+    pub containers: ::prost::alloc::vec::Vec<NetworkContainer>,
+}
+/// One container of this node on one network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkContainer {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub hardware: ::prost::alloc::string::String,
+    /// with prefix lengths
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// later, not by its service
+    #[prost(bool, tag = "5")]
+    pub connected: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectNetworkRequest {
+    /// id, prefix of one, or name
+    #[prost(string, tag = "1")]
+    pub network: ::prost::alloc::string::String,
+    /// the same
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// empty: any
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub ip6: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "5")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub network: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// what is gone is no error
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Image {
     #[prost(string, tag = "1")]
@@ -5727,6 +6080,167 @@ pub mod local_client {
                 .insert(GrpcMethod::new("shoal.v1.Local", "RemoveImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Networks of this node: its own (scope local), and those of the cluster that it takes part in.
+        /// Only its own are made and removed here.
+        pub async fn create_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/CreateNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "CreateNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_networks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeNetworkList>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/ListNetworks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "ListNetworks"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeNetworkView>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/GetNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("shoal.v1.Local", "GetNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ObjectRef>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/RemoveNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "RemoveNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn prune_networks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PruneNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/PruneNetworks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "PruneNetworks"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Of running containers of this node.
+        pub async fn connect_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConnectNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/ConnectNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "ConnectNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn disconnect_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Local/DisconnectNetwork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Local", "DisconnectNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5793,6 +6307,43 @@ pub mod local_server {
             tonic::Response<super::RemoveImageResponse>,
             tonic::Status,
         >;
+        /// Networks of this node: its own (scope local), and those of the cluster that it takes part in.
+        /// Only its own are made and removed here.
+        async fn create_network(
+            &self,
+            request: tonic::Request<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        >;
+        async fn list_networks(
+            &self,
+            request: tonic::Request<super::ListNetworksRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodeNetworkList>, tonic::Status>;
+        async fn get_network(
+            &self,
+            request: tonic::Request<super::GetNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodeNetworkView>, tonic::Status>;
+        async fn remove_network(
+            &self,
+            request: tonic::Request<super::ObjectRef>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn prune_networks(
+            &self,
+            request: tonic::Request<super::PruneNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        >;
+        /// Of running containers of this node.
+        async fn connect_network(
+            &self,
+            request: tonic::Request<super::ConnectNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn disconnect_network(
+            &self,
+            request: tonic::Request<super::DisconnectNetworkRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct LocalServer<T> {
@@ -6250,6 +6801,317 @@ pub mod local_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/CreateNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateNetworkSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::UnaryService<super::CreateNetworkRequest>
+                    for CreateNetworkSvc<T> {
+                        type Response = super::CreateNetworkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::create_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/ListNetworks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNetworksSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::UnaryService<super::ListNetworksRequest>
+                    for ListNetworksSvc<T> {
+                        type Response = super::NodeNetworkList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::list_networks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNetworksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/GetNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetNetworkSvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::GetNetworkRequest>
+                    for GetNetworkSvc<T> {
+                        type Response = super::NodeNetworkView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::get_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/RemoveNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveNetworkSvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::ObjectRef>
+                    for RemoveNetworkSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ObjectRef>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::remove_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/PruneNetworks" => {
+                    #[allow(non_camel_case_types)]
+                    struct PruneNetworksSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::UnaryService<super::PruneNetworksRequest>
+                    for PruneNetworksSvc<T> {
+                        type Response = super::PruneNetworksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PruneNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::prune_networks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PruneNetworksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/ConnectNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConnectNetworkSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::UnaryService<super::ConnectNetworkRequest>
+                    for ConnectNetworkSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConnectNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::connect_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConnectNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Local/DisconnectNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectNetworkSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::UnaryService<super::DisconnectNetworkRequest>
+                    for DisconnectNetworkSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::disconnect_network(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectNetworkSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

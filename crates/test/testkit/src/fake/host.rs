@@ -29,6 +29,8 @@ struct Inner {
     /// Codes of the programs that end by themselves.
     exits: BTreeMap<String, i32>,
     networks: BTreeMap<String, ()>,
+    /// What each container was connected to.
+    connections: BTreeMap<String, Vec<types::NetworkId>>,
     random: IdSource,
     /// Calls fail now and then.
     troubled: bool,
@@ -62,6 +64,7 @@ impl Host {
             containers: BTreeMap::new(),
             exits: BTreeMap::new(),
             networks: BTreeMap::new(),
+            connections: BTreeMap::new(),
             random,
             troubled,
             started: 0,
@@ -287,6 +290,8 @@ impl Network for Host {
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
         self.work(5).await;
         self.lock().networks.insert(wanted.id.clone(), ());
+        let connected = wanted.connected.iter().map(|one| one.network).collect();
+        self.lock().connections.insert(wanted.id.clone(), connected);
         let netns = PathBuf::from(format!("/netns/{}", wanted.id));
         Ok(Attached { netns, host_ports: wanted.host_ports.clone(), ..Attached::default() })
     }
@@ -297,8 +302,14 @@ impl Network for Host {
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         self.work(5).await;
-        self.lock().networks.remove(id);
+        let mut inner = self.lock();
+        inner.networks.remove(id);
+        inner.connections.remove(id);
         Ok(())
+    }
+
+    async fn connections(&self, id: &str) -> Vec<types::NetworkId> {
+        self.lock().connections.get(id).cloned().unwrap_or_default()
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

@@ -1,0 +1,105 @@
+//! `shoal network inspect`.
+//!
+//! Owns: the shape of what is shown: docker's. Does not know: who was asked.
+//! Invariant: containers are those of this node, peers and services those of the whole cluster.
+
+use serde_json::{Value as Json, json};
+use types::Fault;
+use wire::v1;
+
+use super::Known;
+use crate::commands::id_text;
+use crate::error::CliError;
+
+pub(super) fn shown(known: Known, verbose: bool) -> Result<Json, CliError> {
+    match known {
+        Known::Node(here) => node(*here),
+        Known::Cluster(there, here) => {
+            let mut shown = cluster(*there, verbose)?;
+            if let (Some(here), Some(object)) = (here, shown.as_object_mut()) {
+                object.insert("Containers".into(), containers(&here));
+            }
+            Ok(shown)
+        }
+    }
+}
+
+fn senseless(fault: &Fault) -> CliError {
+    CliError::failed(format!("the daemon's answer makes no sense: {fault}"))
+}
+
+fn node(here: v1::NodeNetworkView) -> Result<Json, CliError> {
+    let network = here.network.clone().unwrap_or_default();
+    let network = network.try_into().map_err(|fault| senseless(&fault))?;
+    let mut shown = view::node_network(&network, here.swarm);
+    if let Some(object) = shown.as_object_mut() {
+        object.insert("Containers".into(), containers(&here));
+    }
+    Ok(shown)
+}
+
+/// Of this node, by id, as docker shows them.
+fn containers(here: &v1::NodeNetworkView) -> Json {
+    let one = |container: &v1::NetworkContainer| {
+        let address = |v6: bool| {
+            let mut all = container.addresses.iter();
+            all.find(|text| text.contains(':') == v6).cloned().unwrap_or_default()
+        };
+        let value = json!({
+            "Name": container.name,
+            "EndpointID": container.id,
+            "MacAddress": container.hardware,
+            "IPv4Address": address(false),
+            "IPv6Address": address(true),
+        });
+        (container.id.clone(), value)
+    };
+    Json::Object(here.containers.iter().map(one).collect())
+}
+
+fn cluster(answer: v1::NetworkView, verbose: bool) -> Result<Json, CliError> {
+    let network = answer.network.clone().unwrap_or_default();
+    let network = network.try_into().map_err(|fault| senseless(&fault))?;
+    let mut shown = view::network(&network);
+    if verbose && let Some(object) = shown.as_object_mut() {
+        object.insert("Peers".into(), peers(&answer));
+        object.insert("Services".into(), services(&answer));
+    }
+    Ok(shown)
+}
+
+fn peers(answer: &v1::NetworkView) -> Json {
+    let peer = |peer: &v1::NetworkPeer| json!({ "Name": peer.name, "IP": peer.address });
+    answer.peers.iter().map(peer).collect()
+}
+
+/// As docker's verbose form: by name, with virtual addresses, ports and tasks.
+fn services(answer: &v1::NetworkView) -> Json {
+    let mut all = serde_json::Map::new();
+    for service in &answer.services {
+        let tasks: Vec<Json> = answer
+            .tasks
+            .iter()
+            .filter(|task| task.service == service.service)
+            .map(|task| {
+                json!({
+                    "Name": task.name,
+                    "EndpointID": id_text(&task.task),
+                    "EndpointIP": task.addresses.first(),
+                    "Info": { "Host IP": task.node_address, "Node": task.node_name },
+                })
+            })
+            .collect();
+        let ports: Vec<String> = service
+            .ports
+            .iter()
+            .map(|port| format!("Target: {}, Publish: {}", port.target, port.published))
+            .collect();
+        let value = json!({
+            "VIP": service.vips.first().cloned().unwrap_or_default(),
+            "VIPs": service.vips, "Ports": ports, "Tasks": tasks,
+        });
+        all.insert(service.name.clone(), value);
+    }
+    Json::Object(all)
+}
