@@ -62,7 +62,13 @@ impl Docker {
         &self.folder
     }
 
-    fn docker(&self, args: &[&str]) -> Result<String> {
+    /// Of its daemon, which answers names too.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        let text = fs::read_to_string(self.folder.join("pid"))?;
+        text.trim().parse().with_context(|| format!("`{text}` is no process"))
+    }
+
+    pub(crate) fn docker(&self, args: &[&str]) -> Result<String> {
         let url = format!("unix://{}", self.folder.join("docker.sock").display());
         let output = Command::new("docker")
             .args(["-H", &url])

@@ -5,6 +5,7 @@
 //! switched off to be faster.
 
 pub mod create;
+pub mod dns;
 mod docker;
 pub mod etcd;
 mod figure;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bench::raft::Commits;
-use bench::{Figure, create, etcd, network, raft, scheduler, takeover};
+use bench::{Figure, create, dns, etcd, network, raft, scheduler, takeover};
 use clap::Parser;
 use serde_json::json;
 use tikv_jemallocator::Jemalloc;
@@ -23,7 +23,8 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
 struct Args {
-    /// Which ones: scheduler, raft, failover, create, takeover, network; all without a name
+    /// Which ones: scheduler, raft, failover, create, takeover, network, dns;
+    /// all without a name
     names: Vec<String>,
     /// Seconds of each measurement of the log
     #[arg(long, default_value_t = 5)]
@@ -55,9 +56,12 @@ impl From<Figure> for Row {
     }
 }
 
-const BENCHMARKS: [&str; 6] = ["scheduler", "raft", "failover", "create", "takeover", "network"];
+const BENCHMARKS: [&str; 7] =
+    ["scheduler", "raft", "failover", "create", "takeover", "network", "dns"];
 
 fn main() -> Result<()> {
+    // The benchmark of names starts this program as the resolver.
+    netd::run_if_netd();
     let args = Args::parse();
     if args.bytes_per_task {
         println!("{}", scheduler::bytes_per_running_task(10_000, 10, 100_000));
@@ -90,6 +94,10 @@ fn main() -> Result<()> {
             figures.extend(network::packets(args.rounds).await?);
             anyhow::Ok(figures)
         })?;
+        rows.extend(figures.into_iter().map(Row::from));
+    }
+    if wanted("dns") {
+        let figures = runtime.block_on(dns::measure(args.rounds))?;
         rows.extend(figures.into_iter().map(Row::from));
     }
     print_table(&rows);

@@ -4,7 +4,7 @@
 //! Does not know: clusters. Invariant: ours and the peer's take turns in one run, on the same wire,
 //! with the same programs at both ends.
 
-mod rig;
+pub(crate) mod rig;
 mod traffic;
 
 use std::net::Ipv4Addr;

@@ -15,20 +15,20 @@ use nix::sched::{CloneFlags, setns, unshare};
 use types::{DirectoryUpdate, NetworkDriver, NetworkPart, OwnPart, PeerPart};
 
 /// The wire, 192.0.2.0/24.
-pub(super) struct Rig {
+pub(crate) struct Rig {
     pub(super) wire: File,
 }
 
 /// One host with a data path of ours.
-pub(super) struct Host {
+pub(crate) struct Host {
     pub(super) namespace: File,
-    pub(super) dir: tempfile::TempDir,
-    pub(super) path: DataPath,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) path: DataPath,
     pub(super) number: u32,
 }
 
 impl Rig {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let wire = new_namespace()?;
         run_in(&wire, "ip link add br0 type bridge")?;
         run_in(&wire, "ip link set br0 up")?;
@@ -47,7 +47,7 @@ impl Rig {
 }
 
 impl Host {
-    pub(super) async fn open(rig: &Rig, number: u32) -> Result<Self> {
+    pub(crate) async fn open(rig: &Rig, number: u32) -> Result<Self> {
         let namespace = rig.plug(number)?;
         let dir = tempfile::tempdir()?;
         let options = NetworkOptions {
@@ -64,7 +64,7 @@ impl Host {
     }
 
     /// A first directory, with these networks and hosts 1 and 2 on them.
-    pub(super) fn told(&self, networks: &[NetworkPart]) -> DirectoryUpdate {
+    pub(crate) fn told(&self, networks: &[NetworkPart]) -> DirectoryUpdate {
         let others = [1, 2].into_iter().filter(|number| *number != self.number);
         let peers = networks.iter().flat_map(|part| {
             others.clone().map(|number| PeerPart {
@@ -90,7 +90,7 @@ impl Host {
     }
 }
 
-pub(super) fn network_part(number: u8) -> NetworkPart {
+pub(crate) fn network_part(number: u8) -> NetworkPart {
     let ingress = number == INGRESS;
     let net = if ingress { "10.255.0.0/16" } else { "10.0.0.0/8" };
     let gateway = if ingress { [10, 255, 0, 1] } else { [10, 0, 0, 1] };
@@ -112,12 +112,12 @@ pub(super) fn host_address(number: u32) -> IpAddr {
     Ipv4Addr::from_bits(address(192, 0, 2, 0) + number).into()
 }
 
-pub(super) const fn address(a: u8, b: u8, c: u8, d: u8) -> u32 {
+pub(crate) const fn address(a: u8, b: u8, c: u8, d: u8) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
 /// Of a number that is not zero.
-pub(super) fn id<T: From<Id>>(number: u128) -> T {
+pub(crate) fn id<T: From<Id>>(number: u128) -> T {
     T::from(Id::from_u128(number.max(1)).unwrap_or_else(|| unreachable!("it is not zero")))
 }
 
@@ -142,7 +142,7 @@ pub(super) fn run_in(namespace: &File, line: &str) -> Result<()> {
     enter(namespace, move || run(&line))
 }
 
-pub(super) fn enter<T: Send + 'static>(
+pub(crate) fn enter<T: Send + 'static>(
     namespace: &File,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -168,7 +168,7 @@ fn run(line: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
