@@ -21,7 +21,8 @@ use netd::{Client, Container, Forward};
 use ports::network::{ContainerNetwork, Network};
 use types::{Attachment, DirectoryUpdate, EndpointMode, EndpointPart, ServicePart};
 
-use self::asker::{Asked, latencies, question, rate};
+pub(crate) use self::asker::question;
+use self::asker::{Asked, latencies, rate};
 use crate::docker::Docker;
 use crate::figure::{Figure, MEBI, median};
 use crate::network::rig::{Host, Rig, address, id, network_part, open};

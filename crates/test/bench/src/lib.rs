@@ -11,6 +11,7 @@ pub mod etcd;
 mod figure;
 pub mod network;
 pub mod raft;
+pub mod reach;
 pub mod scheduler;
 pub mod takeover;
 

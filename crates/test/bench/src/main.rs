@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bench::raft::Commits;
-use bench::{Figure, create, dns, etcd, network, raft, scheduler, takeover};
+use bench::{Figure, create, dns, etcd, network, raft, reach, scheduler, takeover};
 use clap::Parser;
 use serde_json::json;
 use tikv_jemallocator::Jemalloc;
@@ -23,7 +23,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
 struct Args {
-    /// Which ones: scheduler, raft, failover, create, takeover, network, dns;
+    /// Which ones: scheduler, raft, failover, create, takeover, network, dns, reach;
     /// all without a name
     names: Vec<String>,
     /// Seconds of each measurement of the log
@@ -32,7 +32,7 @@ struct Args {
     /// Rounds of each measurement; the median is shown
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Trials of a killed leader
+    /// Trials of a killed leader, and of a task that is to be reached
     #[arg(long, default_value_t = 20)]
     trials: usize,
     /// Prints the bytes of a running task and ends: a process of its own, whose heap is untouched
@@ -56,8 +56,8 @@ impl From<Figure> for Row {
     }
 }
 
-const BENCHMARKS: [&str; 7] =
-    ["scheduler", "raft", "failover", "create", "takeover", "network", "dns"];
+const BENCHMARKS: [&str; 8] =
+    ["scheduler", "raft", "failover", "create", "takeover", "network", "dns", "reach"];
 
 fn main() -> Result<()> {
     // The benchmark of names starts this program as the resolver.
@@ -99,6 +99,9 @@ fn main() -> Result<()> {
     if wanted("dns") {
         let figures = runtime.block_on(dns::measure(args.rounds))?;
         rows.extend(figures.into_iter().map(Row::from));
+    }
+    if wanted("reach") {
+        rows.extend(reach::measure(args.trials)?.into_iter().map(Row::from));
     }
     print_table(&rows);
     append(&rows)

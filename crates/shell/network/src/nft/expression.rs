@@ -277,18 +277,26 @@ impl Rule {
         self.routed_as(libc::RTN_LOCAL)
     }
 
-    /// Nobody has the address that the packet is for.
-    pub(crate) fn for_nobody(self) -> Self {
-        self.routed_as(libc::RTN_UNREACHABLE)
+    /// Nobody has the address that the packet is for. For IPv4 the kernel tells only its own
+    /// addresses from others', and where a packet would leave.
+    pub(crate) fn for_nobody(self, family: Family) -> Self {
+        match family {
+            Family::V4 => self
+                .routed_as(libc::RTN_UNICAST)
+                .destination_route(FIB_LINK)
+                .is(0, &0u32.to_ne_bytes()),
+            Family::V6 => self.routed_as(libc::RTN_UNREACHABLE),
+        }
     }
 
     fn routed_as(self, kind: u8) -> Self {
-        let fib = self.expression("fib", |data| {
-            data.number_be(1, register(0))
-                .number_be(2, FIB_ADDRESS_TYPE)
-                .number_be(3, FIB_DESTINATION)
-        });
-        fib.is(0, &u32::from(kind).to_ne_bytes())
+        self.destination_route(FIB_ADDRESS_TYPE).is(0, &u32::from(kind).to_ne_bytes())
+    }
+
+    fn destination_route(self, asked: u32) -> Self {
+        self.expression("fib", |data| {
+            data.number_be(1, register(0)).number_be(2, asked).number_be(3, FIB_DESTINATION)
+        })
     }
 
     pub(crate) fn lead_to(self, family: Family, address: u32, port: Option<u32>) -> Self {
@@ -392,6 +400,7 @@ const JUMP: i32 = -3;
 const RETURN: i32 = -5;
 
 const STATUS_DESTINATION_TRANSLATED: u32 = 1 << 5;
+const FIB_LINK: u32 = 1;
 const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 1 << 1;
 const CHECKSUM_INTERNET: u32 = 1;

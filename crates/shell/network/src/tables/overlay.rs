@@ -33,7 +33,8 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
     let after = Family::ALL.into_iter().filter_map(|family| to_itself(family, gateways)).collect();
     let (pre, post) = (hook::PREROUTING, hook::POSTROUTING);
     chains.push(Chain::base("pre", "nat", pre, priority::DESTINATION, before));
-    chains.push(Chain::base("dead", "filter", pre, priority::FILTER, vec![dead()]));
+    let dead = Family::ALL.into_iter().map(dead).collect();
+    chains.push(Chain::base("dead", "filter", pre, priority::FILTER, dead));
     chains.push(Chain::base("post", "nat", post, priority::SOURCE, after));
     Table::new(INET, OWN_TABLE, sets, Vec::new(), chains)
 }
@@ -46,10 +47,10 @@ fn slot(family: Family, class: u32) -> Rule {
         .lead_to(family, 0, None)
 }
 
-/// The route would refuse it, too, but says so while the sender is busy with sending, who does
-/// not listen before its next attempt.
-fn dead() -> Rule {
-    Rule::of(Family::V6).protocol(TCP).state(NEW).for_nobody().reset()
+/// The route would refuse it, too, but it says so a few times a second only, and while the sender
+/// is busy with sending, who does not listen before its next attempt.
+fn dead(family: Family) -> Rule {
+    Rule::of(family).protocol(TCP).state(NEW).for_nobody(family).reset()
 }
 
 /// A task that was led to itself sees the gateway, so that its answer comes back here.

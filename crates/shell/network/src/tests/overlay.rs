@@ -46,6 +46,27 @@ fn tasks_of_two_hosts_talk_and_a_virtual_address_is_spread() {
     });
 }
 
+/// Whoever tries again and again until there is a task must not wait for a retransmission.
+#[test]
+fn a_service_without_tasks_refuses_every_connection_at_once() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        let _empty = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let from = namespace_of(&client.netns);
+        for round in 0..40 {
+            for to in [v4(1, 201), v6(1, 201), v4(1, 12), v6(1, 12)] {
+                let begin = Instant::now();
+                assert!(ask(&from, (to, 80)).is_err());
+                let took = begin.elapsed();
+                assert!(took < Duration::from_millis(900), "{to} in round {round}: {took:?}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_published_port_is_reached_through_a_node_without_tasks() {
     in_lab(2, async |lab| {
