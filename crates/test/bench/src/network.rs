@@ -49,9 +49,11 @@ async fn one_round() -> Result<Vec<Row>> {
         told.services.push(service(number));
         told.endpoints.extend((0..BACKENDS).map(|backend| endpoint(number, backend)));
     }
+    let before = kernel_mebibytes()?;
     let begin = Instant::now();
     host.path.update(told.clone()).await?;
     let load = begin.elapsed().as_secs_f64() * 1e3;
+    let memory = (kernel_mebibytes()? - before).max(0.0);
     let swap = swaps(&host).await?;
     let (grow, shrink) = growth(&host).await?;
     let remote = remotes(&host).await?;
@@ -59,12 +61,24 @@ async fn one_round() -> Result<Vec<Row>> {
     host.path.remove_all().await?;
     Ok(vec![
         ("network: 10,000 services x 10, loaded from nothing", "ms", load),
+        ("network: memory of the kernel for them", "MiB", memory),
         ("network: one endpoint swapped beside them, p50", "us", swap),
         ("network: one service grown beside them, p50", "us", grow),
         ("network: one service shrunk beside them, p50", "us", shrink),
         ("network: one of 1,000 remote endpoints", "us", remote),
         ("network: a container on one network connected, p50", "us", container),
     ])
+}
+
+/// What the kernel has for itself and cannot give back at once: sets are in it, and caches not.
+fn kernel_mebibytes() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let kibibytes = |key: &str| -> Result<f64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let value = value.and_then(|value| value.trim().strip_suffix(" kB"));
+        Ok(value.with_context(|| format!("no {key} in /proc/meminfo"))?.parse()?)
+    };
+    Ok((kibibytes("SUnreclaim")? + kibibytes("VmallocUsed")?) / 1024.0)
 }
 
 fn service(number: u32) -> ServicePart {
@@ -160,40 +174,76 @@ async fn containers(host: &Host) -> Result<f64> {
     Ok(median(&times))
 }
 
-/// Packets: an overlay beside a hand-made VXLAN bridge, and the mesh beside a hand-made route.
+/// Packets: an overlay beside a hand-made VXLAN bridge, the mesh beside a hand-made route and a mesh
+/// that hides the client, and many services beside one.
 pub async fn packets(rounds: usize) -> Result<Vec<Figure>> {
     let rig = Rig::new()?;
     let lines = traffic::Lines::lay(&rig).await?;
     let mut figures = Vec::new();
     for (name, ours, peer, peer_name) in lines.comparisons() {
-        let (mut own, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            own.push(traffic::microseconds_per_connection(ours)?);
-            theirs.push(traffic::microseconds_per_connection(peer)?);
-        }
-        figures.push(Figure {
-            name: format!("network: {name}, a new connection and its answer"),
-            unit: "us",
-            ours: median(&own),
-            peer: Some((median(&theirs), peer_name)),
-            rounds,
-        });
+        let name = format!("network: {name}, a new connection and its answer");
+        let measure = traffic::microseconds_per_connection;
+        figures.push(beside(name, "us", (ours, peer), peer_name, rounds, measure)?);
     }
-    let (ours, peer) = lines.overlay_and_bridge();
-    let (mut own, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        own.push(traffic::milliseconds_per_gibibyte(ours)?);
-        theirs.push(traffic::milliseconds_per_gibibyte(peer)?);
-    }
-    figures.push(Figure {
-        name: "network: overlay between hosts, a gibibyte by one connection".into(),
-        unit: "ms",
-        ours: median(&own),
-        peer: Some((median(&theirs), "VXLAN bridge")),
-        rounds,
-    });
+    let pair = lines.overlay_and_bridge();
+    let name = "network: overlay between hosts, a round trip".into();
+    let measure = traffic::microseconds_per_round_trip;
+    figures.push(beside(name, "us", pair, "VXLAN bridge", rounds, measure)?);
+    let name = "network: overlay between hosts, a gibibyte by one connection".into();
+    let measure = traffic::milliseconds_per_gibibyte;
+    figures.push(beside(name, "ms", pair, "VXLAN bridge", rounds, measure)?);
+    figures.extend(crowded(&lines, rounds).await?);
     lines.take_up().await.context("the lines cannot be taken up")?;
     Ok(figures)
+}
+
+fn beside(
+    name: String,
+    unit: &'static str,
+    (ours, peer): (&traffic::Line, &traffic::Line),
+    peer_name: &'static str,
+    rounds: usize,
+    measure: impl Fn(&traffic::Line) -> Result<f64>,
+) -> Result<Figure> {
+    let (mut own, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        own.push(measure(ours)?);
+        theirs.push(measure(peer)?);
+    }
+    Ok(Figure { name, unit, ours: median(&own), peer: Some((median(&theirs), peer_name)), rounds })
+}
+
+/// A virtual address beside thousands, and alone: they come and go in each round.
+async fn crowded(lines: &traffic::Lines, rounds: usize) -> Result<Vec<Figure>> {
+    let (host, line) = lines.client_side();
+    let (mut few, mut many) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+    for _ in 0..rounds {
+        few.0.push(traffic::microseconds_per_connection(line)?);
+        few.1.push(traffic::microseconds_per_round_trip(line)?);
+        let mut crowd = DirectoryUpdate::default();
+        for number in 0..CROWD {
+            crowd.services.push(service(number));
+            crowd.endpoints.push(endpoint(number, 1));
+        }
+        host.path.update(crowd.clone()).await?;
+        many.0.push(traffic::microseconds_per_connection(line)?);
+        many.1.push(traffic::microseconds_per_round_trip(line)?);
+        let mut gone = DirectoryUpdate::default();
+        gone.removed_services.extend(crowd.services.iter().map(|one| (one.network, one.service)));
+        gone.removed_endpoints.extend(crowd.endpoints.iter().map(|one| (one.network, one.task)));
+        host.path.update(gone).await?;
+    }
+    let figure = |what: &str, many: &[f64], few: &[f64]| Figure {
+        name: format!("network: virtual address beside 5,000 others, {what}"),
+        unit: "us",
+        ours: median(many),
+        peer: Some((median(few), "one service")),
+        rounds,
+    };
+    Ok(vec![
+        figure("a new connection and its answer", &many.0, &few.0),
+        figure("a round trip", &many.1, &few.1),
+    ])
 }
 
 /// In 10.0.0.0/8, the subnet of the network.
@@ -206,3 +256,4 @@ const BACKENDS: u32 = 10;
 const CHANGES: u32 = 60;
 const REMOTES: u32 = 1_000;
 const CONTAINERS: u32 = 50;
+const CROWD: u32 = 5_000;

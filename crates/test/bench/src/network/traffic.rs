@@ -35,12 +35,16 @@ pub(super) struct Line {
 
 pub(super) struct Lines {
     hosts: [Host; 2],
+    /// On a network without virtual addresses.
+    plain: Line,
     overlay: Line,
     service: Line,
     bridge: Line,
     mesh_own: Line,
     mesh_other: Line,
     route: Line,
+    /// Through the other node, which gives the client's address up.
+    hidden: Line,
     servers: Vec<Server>,
 }
 
@@ -54,36 +58,49 @@ impl Lines {
         let near = connect(&hosts[0], "client", attachment(1, [10, 9, 0, 1]), None).await?;
         let mesh = Some(attachment(INGRESS, [10, 255, 0, 2]));
         let far = connect(&hosts[1], "server", attachment(1, [10, 9, 0, 2]), mesh).await?;
+        let plain = connect(&hosts[0], "plain", attachment(PLAIN, [10, 9, 0, 1]), None).await?;
+        let plain_far =
+            connect(&hosts[1], "plain-far", attachment(PLAIN, [10, 9, 0, 2]), None).await?;
         let (bridged, bridged_far) = bridge(&hosts)?;
         let routed = route(&hosts[1], &client)?;
-        let servers = [&far, &bridged_far, &routed].map(Server::start);
+        hide(&hosts[0])?;
+        let servers = [&far, &plain_far, &bridged_far, &routed].map(Server::start);
         let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
         let line = |from: &File, to: IpAddr, port| -> Result<Line> {
             Ok(Line { from: from.try_clone()?, to, port })
         };
         Ok(Self {
+            plain: line(&plain, [10, 9, 0, 2].into(), PORT)?,
             overlay: line(&near, [10, 9, 0, 2].into(), PORT)?,
             service: line(&near, [10, 8, 0, 1].into(), PORT)?,
             bridge: line(&bridged, [10, 77, 0, 2].into(), PORT)?,
             mesh_own: line(&client, host_address(2), PUBLISHED)?,
             mesh_other: line(&client, host_address(1), PUBLISHED)?,
             route: line(&client, [10, 78, 0, 2].into(), PORT)?,
+            hidden: line(&client, host_address(1), HIDDEN)?,
             hosts,
             servers,
         })
     }
 
-    pub(super) fn comparisons(&self) -> [(&'static str, &Line, &Line, &'static str); 4] {
+    pub(super) fn comparisons(&self) -> [(&'static str, &Line, &Line, &'static str); 5] {
+        let bridge = "VXLAN bridge";
         [
-            ("overlay between hosts", &self.overlay, &self.bridge, "VXLAN bridge"),
-            ("virtual address between hosts", &self.service, &self.bridge, "VXLAN bridge"),
+            ("network without services", &self.plain, &self.bridge, bridge),
+            ("network with services, direct", &self.overlay, &self.bridge, bridge),
+            ("virtual address", &self.service, &self.bridge, bridge),
             ("mesh through the task's own node", &self.mesh_own, &self.route, "direct route"),
-            ("mesh through another node", &self.mesh_other, &self.route, "direct route"),
+            ("mesh through another node", &self.mesh_other, &self.hidden, "SNAT"),
         ]
     }
 
     pub(super) fn overlay_and_bridge(&self) -> (&Line, &Line) {
         (&self.overlay, &self.bridge)
+    }
+
+    /// The host of the clients, and the line to a virtual address.
+    pub(super) fn client_side(&self) -> (&Host, &Line) {
+        (&self.hosts[0], &self.service)
     }
 
     pub(super) async fn take_up(self) -> Result<()> {
@@ -97,7 +114,7 @@ impl Lines {
 }
 
 fn directory(host: &Host) -> types::DirectoryUpdate {
-    let networks: [NetworkPart; 2] = [network_part(1), network_part(INGRESS)];
+    let networks: [NetworkPart; 3] = [network_part(1), network_part(PLAIN), network_part(INGRESS)];
     let mut told = host.told(&networks);
     for (network, v4, backend) in
         [(1, [10, 8, 0, 1], [10, 9, 0, 2]), (INGRESS, [10, 255, 9, 9], [10, 255, 0, 2])]
@@ -124,6 +141,10 @@ fn directory(host: &Host) -> types::DirectoryUpdate {
     }
     // The client, so that there is a way back to it.
     told.endpoints.push(endpoint(id(1001), 1, [10, 9, 0, 1], None));
+    for number in [1, 2] {
+        let network = id(1000 + u128::from(PLAIN));
+        told.endpoints.push(endpoint(network, number, [10, 9, 0, number as u8], None));
+    }
     told
 }
 
@@ -206,6 +227,22 @@ fn route(host: &Host, client: &File) -> Result<File> {
     Ok(end)
 }
 
+/// What other meshes do: the far end sees the node, and the node what the client says.
+fn hide(host: &Host) -> Result<()> {
+    for line in [
+        "ip addr add 10.77.0.101/24 dev bx".to_owned(),
+        "sysctl -q -w net.ipv4.ip_forward=1".to_owned(),
+        "nft add table ip hidden".to_owned(),
+        "nft add chain ip hidden pre { type nat hook prerouting priority -101 ; }".to_owned(),
+        "nft add chain ip hidden post { type nat hook postrouting priority 101 ; }".to_owned(),
+        format!("nft add rule ip hidden pre tcp dport {HIDDEN} dnat to 10.77.0.2:{PORT}"),
+        "nft add rule ip hidden post oifname bx masquerade".to_owned(),
+    ] {
+        run_in(&host.namespace, &line)?;
+    }
+    Ok(())
+}
+
 /// Answers every connection: a short text, or as many bytes as it is asked for.
 struct Server {
     stop: Arc<AtomicBool>,
@@ -241,6 +278,14 @@ fn serve(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut asked = [0; 8];
     stream.read_exact(&mut asked)?;
     let mut left = u64::from_be_bytes(asked);
+    if left == ECHO {
+        stream.set_nodelay(true)?;
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() {
+            stream.write_all(&byte)?;
+        }
+        return Ok(());
+    }
     let chunk = vec![b'x'; CHUNK];
     while left > 0 {
         let count = left.min(CHUNK as u64) as usize;
@@ -285,6 +330,28 @@ pub(super) fn microseconds_per_connection(line: &Line) -> Result<f64> {
     .with_context(|| format!("{}:{}", line.to, line.port))
 }
 
+/// Over one open connection, there and back.
+pub(super) fn microseconds_per_round_trip(line: &Line) -> Result<f64> {
+    let to = SocketAddr::from((line.to, line.port));
+    enter(&line.from, move || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&ECHO.to_be_bytes())?;
+        let (mut begin, mut count, mut byte) = (Instant::now(), 0u32, [0]);
+        while begin.elapsed() < MEASURED {
+            stream.write_all(b"?")?;
+            stream.read_exact(&mut byte)?;
+            count += 1;
+            if count == WARM_UP {
+                begin = Instant::now();
+            }
+        }
+        Ok(begin.elapsed().as_secs_f64() * 1e6 / f64::from(count - WARM_UP))
+    })
+    .with_context(|| format!("{}:{}", line.to, line.port))
+}
+
 pub(super) fn milliseconds_per_gibibyte(line: &Line) -> Result<f64> {
     let to = SocketAddr::from((line.to, line.port));
     enter(&line.from, move || {
@@ -297,6 +364,11 @@ pub(super) fn milliseconds_per_gibibyte(line: &Line) -> Result<f64> {
 
 const PORT: u16 = 80;
 const PUBLISHED: u16 = 8080;
+const HIDDEN: u16 = 8090;
+/// A network with two tasks and nothing else.
+const PLAIN: u8 = 2;
+/// Asks for every byte back, until the connection ends.
+const ECHO: u64 = u64::MAX;
 const ANSWER: u64 = 70;
 const GIBIBYTE: u64 = 1 << 30;
 const CHUNK: usize = 128 * 1024;
