@@ -14,19 +14,22 @@ mod local;
 mod mesh;
 mod numbers;
 mod overlay;
+pub mod paths;
 mod plan;
 mod state;
+mod suspicion;
 
 pub use balance::{CLASSES, Step, class_of, rearrange};
 pub use local::{Bridge, Surroundings, choose_subnets};
 pub use mesh::{MeshLinks, RETURN_TABLE};
 pub use numbers::{
     GATEWAY_HARDWARE, HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP,
-    link_v4, link_v6, mark_of, node_hardware, task_hardware,
+    link_v4, link_v6, mark_of, node_hardware, number_of, task_hardware,
 };
 pub use overlay::MAIN as MAIN_TABLE;
 pub use plan::{AskedBy, HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
 pub use state::{Changes, Edit, Elements, Hardware, RouteKey, RouteTo, Surplus, Value, Wanted};
+pub use suspicion::suspects;
 
 /// Names of links inside our namespaces.
 pub mod link {

@@ -83,8 +83,8 @@ pub struct HostPortPlan {
 }
 
 #[derive(Clone, Debug)]
-struct Overlay {
-    table: Table,
+pub(crate) struct Overlay {
+    pub(crate) table: Table,
     fabric: Fabric,
     virtuals: BTreeMap<ServiceId, BTreeSet<IpAddr>>,
 }
@@ -93,8 +93,8 @@ struct Overlay {
 #[derive(Clone, Debug)]
 pub struct Planner {
     own: Option<OwnPart>,
-    overlays: BTreeMap<NetworkId, Overlay>,
-    ingress: Option<Table>,
+    pub(crate) overlays: BTreeMap<NetworkId, Overlay>,
+    pub(crate) ingress: Option<Table>,
     pub(crate) mesh: Mesh,
     pub(crate) host: Host,
     containers: BTreeMap<String, LocalContainer>,
@@ -103,8 +103,10 @@ pub struct Planner {
     unavailable: BTreeSet<PortBinding>,
     /// Of the node's own networks, by link.
     pub(crate) bridges: BTreeMap<String, Bridge>,
+    /// Numbers of nodes that do not answer, while nobody else says who lives.
+    pub(crate) suspected: BTreeSet<u32>,
     /// Addresses that get no new connections any more, and where they did.
-    departed: Vec<(Scope, IpAddr)>,
+    pub(crate) departed: Vec<(Scope, IpAddr)>,
 }
 
 /// Changes of each namespace.
@@ -124,6 +126,7 @@ impl Planner {
             node_addresses: BTreeMap::new(),
             unavailable: BTreeSet::new(),
             bridges: BTreeMap::new(),
+            suspected: BTreeSet::new(),
             departed: Vec::new(),
         }
     }
@@ -289,7 +292,9 @@ impl Planner {
             self.overlays.insert(part.id, overlay);
             self.readmit(part.id, all);
         }
+        let suspected = self.suspected.clone();
         let Some((scope, table, fabric)) = self.side(part.id) else { return };
+        table.suspected = suspected;
         let before = std::mem::replace(&mut table.part, part.clone());
         let changes = all.entry(scope).or_default();
         let gone: Vec<_> = before
@@ -401,7 +406,7 @@ impl Planner {
         (services, tasks)
     }
 
-    fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
+    pub(crate) fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
         if let Some(overlay) = self.overlays.get_mut(&network) {
             let Overlay { table, fabric, virtuals } = overlay;
             let changes = all.entry(Scope::Overlay(network)).or_default();

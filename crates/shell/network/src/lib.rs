@@ -26,12 +26,15 @@ mod netlink;
 mod nft;
 mod node;
 mod own;
+mod paths;
+mod probe;
 mod record;
 mod resolver;
 mod route;
 mod sandbox;
 mod source_rule;
 mod space;
+mod strangers;
 mod survey;
 mod sysctl;
 mod tables;
@@ -56,6 +59,8 @@ use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
 pub use crate::own::Joining;
+use crate::paths::Paths;
+pub use crate::paths::Silence;
 pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
 /// What the network needs to be told.
@@ -87,6 +92,7 @@ struct Inner {
     looks: Looks,
     reservations: watch::Sender<BTreeSet<PortBinding>>,
     conditions: watch::Sender<Vec<Condition>>,
+    paths: Paths,
 }
 
 impl DataPath {
@@ -109,6 +115,7 @@ impl DataPath {
             looks: Looks::default(),
             reservations,
             conditions: watch::Sender::new(Vec::new()),
+            paths: Paths::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -225,6 +232,9 @@ impl DataPath {
         blocking(step, move || {
             let mut node = inner.node();
             let result = work(&mut node);
+            if let Some(peers) = node.take_peers() {
+                inner.paths.peers.send_replace(peers);
+            }
             let bindings = node.planner.bindings();
             inner.reservations.send_if_modified(|known| {
                 let other = known != bindings;

@@ -203,6 +203,13 @@ impl Rule {
         })
     }
 
+    /// Puts the key into a set that forgets; a set that is full ends the rule.
+    pub(crate) fn remember(self, set: &str, from: u32) -> Self {
+        self.expression("dynset", |data| {
+            data.text(1, set).number_be(3, DYNSET_UPDATE).number_be(4, register(from))
+        })
+    }
+
     /// The map's value for the key in `from` goes to `to`.
     pub(crate) fn map(self, map: &str, from: u32, to: u32) -> Self {
         self.expression("lookup", |data| {
@@ -405,6 +412,7 @@ const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 1 << 1;
 const CHECKSUM_INTERNET: u32 = 1;
 const LOOKUP_INVERTED: u32 = 1;
+const DYNSET_UPDATE: u32 = 1;
 const REJECT_RESET: u32 = 1;
 const REJECT_ANY_FAMILY: u32 = 2;
 const REJECT_PROHIBITED: u8 = 3;

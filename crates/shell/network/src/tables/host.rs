@@ -6,7 +6,9 @@
 use netplan::{MeshLinks, set};
 
 use super::bridge;
-use super::{NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of};
+use super::{
+    NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of, seen,
+};
 use crate::nft::expression::{Base, Family, Rule};
 use crate::nft::table::{Chain, Table, TimeOuts};
 use crate::nft::{INET, hook, priority};
@@ -33,6 +35,7 @@ impl HostTable<'_> {
             [
                 members(bound, &[address, PROTOCOL_PART, PORT_PART]),
                 members(sources, &[address, NUMBER_PART]),
+                seen(of(family, STRANGERS4, STRANGERS6), &[address, NUMBER_PART]),
             ]
         });
         let mut sets: Vec<super::Set> = sets.collect();
@@ -41,6 +44,7 @@ impl HostTable<'_> {
         let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
         let mut chains = vec![
             Chain::plain("publish", self.publish_rules()),
+            Chain::plain("foreign", foreign_rules()),
             Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
             Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
             Chain::base("pre", "nat", pre, priority::DESTINATION, published_rules()),
@@ -139,8 +143,23 @@ fn foreign(family: Family, port: u16) -> Rule {
         .within(set::VNIS, vni)
         .source(family, 0)
         .not_within(of(family, set::MEMBERS4, set::MEMBERS6), 0)
-        .drop()
+        .jump("foreign")
 }
+
+/// Who that is is remembered for a while: a peer behind an address that nobody expects is named by
+/// it.
+fn foreign_rules() -> Vec<Rule> {
+    let remember = |family: Family| {
+        let rule = Rule::of(family).source(family, 0);
+        let rule = rule.load(Base::Transport, 8 + 4, 3, family.registers());
+        rule.remember(of(family, STRANGERS4, STRANGERS6), 0)
+    };
+    Family::ALL.into_iter().map(remember).chain([Rule::new().drop()]).collect()
+}
+
+/// Sources of packets that were dropped, with the number of the network.
+pub(crate) const STRANGERS4: &str = "foreign4";
+pub(crate) const STRANGERS6: &str = "foreign6";
 
 fn vxlan(rule: Rule, port: u16) -> Rule {
     rule.protocol(UDP).load(Base::Transport, 2, 2, 0).is(0, &port.to_be_bytes())

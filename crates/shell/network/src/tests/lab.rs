@@ -243,6 +243,24 @@ impl Lab {
         }
     }
 
+    /// The wire of one host takes packets of so many bytes, and drops larger ones.
+    pub(super) fn shrink(&self, host: usize, mtu: u32) {
+        let name = self.port(host);
+        run_in(&self.wire, &format!("ip link set {name} mtu {mtu}"));
+    }
+
+    pub(super) fn unplug(&self, host: usize) {
+        run_in(&self.wire, &format!("ip link set {} down", self.port(host)));
+    }
+
+    pub(super) fn plug(&self, host: usize) {
+        run_in(&self.wire, &format!("ip link set {} up", self.port(host)));
+    }
+
+    fn port(&self, host: usize) -> String {
+        format!("p{}", 10 + self.hosts[host].number)
+    }
+
     pub(super) async fn attach(&self, host: usize, wanted: &ContainerNetwork) -> Attached {
         self.hosts[host].path.attach(wanted).await.unwrap()
     }
