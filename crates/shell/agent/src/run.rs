@@ -7,6 +7,7 @@
 
 mod assign;
 mod beat;
+mod contact;
 mod directory;
 mod upload;
 
@@ -31,6 +32,8 @@ use wire::v1::node_message::Message as Out;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
 use self::beat::beat_period;
+use self::contact::Contact;
+pub use self::contact::PathLinks;
 use self::directory::{Queue, carry_out};
 use crate::container::{TaskIdentity, TaskNetworking};
 use crate::db::{Batch, DbError, FORMAT, TaskDb};
@@ -61,6 +64,7 @@ pub struct Options<R, N, C, D> {
     pub description: watch::Receiver<NodeDescription>,
     /// What is wrong with this node, as it knows itself.
     pub conditions: watch::Receiver<Vec<Condition>>,
+    pub paths: PathLinks,
 }
 
 /// What the managers want of the node itself.
@@ -123,6 +127,7 @@ pub struct Agent<R, N, C, D> {
     hostname: String,
     description: watch::Receiver<NodeDescription>,
     conditions: watch::Receiver<Vec<Condition>>,
+    contact: Contact,
     orders: watch::Sender<NodeOrders>,
     updates: mpsc::Receiver<Update>,
     tasks: BTreeMap<TaskId, LocalTask>,
@@ -172,6 +177,7 @@ where
         let (updates_tx, updates) = mpsc::channel(UPDATES_MAX);
         let known = NodeOrders { managers: stored.managers.clone(), ..NodeOrders::default() };
         let (orders, orders_rx) = watch::channel(known);
+        let begun = options.clock.monotonic();
         let node = Node {
             runtime: options.runtime,
             network: options.network,
@@ -196,6 +202,7 @@ where
             hostname,
             description: options.description,
             conditions: options.conditions,
+            contact: Contact::new(options.paths, begun),
             orders,
             updates,
             tasks: BTreeMap::new(),
@@ -351,17 +358,19 @@ where
     }
 
     fn next_timer(&self) -> Millis {
-        match &self.connection {
+        let session = match &self.connection {
             Connection::Waiting { until } | Connection::Dialling { until, .. } => *until,
             Connection::Up(session) => {
                 let silent = Millis(session.heard.0 + session.heartbeat.0 * 3);
                 session.next_heartbeat.min(silent)
             }
-        }
+        };
+        session.min(self.contact.deadline())
     }
 
     fn on_timer(&mut self) {
         let now = self.node.clock.monotonic();
+        self.contact.expire(now);
         match &mut self.connection {
             Connection::Waiting { until } if *until <= now => self.dial(now),
             Connection::Dialling { until, .. } if *until <= now => self.hang_up("no answer"),
@@ -463,6 +472,9 @@ where
         let now = self.node.clock.monotonic();
         if let Connection::Up(session) = &mut self.connection {
             session.heard = now;
+        }
+        if !matches!(message.message, Some(In::Redirect(_)) | None) {
+            self.contact.heard(now);
         }
         match message.message {
             Some(In::Welcome(welcome)) => {

@@ -61,6 +61,7 @@ use crate::node::Node;
 pub use crate::own::Joining;
 use crate::paths::Paths;
 pub use crate::paths::Silence;
+pub use netplan::suspects;
 pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
 /// What the network needs to be told.
