@@ -26,7 +26,8 @@ use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use types::{
-    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkId, PortBinding, PortProtocol,
+    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkCheck, NetworkId, PortBinding,
+    PortProtocol,
 };
 
 pub(crate) use api::Known;
@@ -348,6 +349,10 @@ impl Network for NodeNetwork {
 
     async fn connections(&self, id: &str) -> Vec<NetworkId> {
         self.path.connections(id).await
+    }
+
+    async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+        self.path.examine(network).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

@@ -52,7 +52,7 @@ use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
-use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
+use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
 use crate::drain::Looks;
 use crate::names::check_id;
@@ -294,6 +294,10 @@ impl Network for DataPath {
         let links = self.container(id).map(|container| container.links).unwrap_or_default();
         let connected = links.into_iter().filter(|end| end.asked_by == AskedBy::Managers);
         connected.filter_map(|end| end.network).collect()
+    }
+
+    async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+        self.look_at(network).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

@@ -125,7 +125,7 @@ impl DataPath {
     }
 
     /// Compares one network with the plan, and measures the paths to its peers.
-    pub async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+    pub(crate) async fn look_at(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
         let problems = self.check(network).await?;
         let strangers = self.with("look for strangers", move |n| n.strangers(network)).await?;
         let paths = match tokio::time::timeout(MEASURE_LIMIT, self.measure(network)).await {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ports::network::Network;
 use types::{NetworkId, PathTrouble};
 
 use super::lab::*;
@@ -148,5 +149,55 @@ fn a_peer_behind_another_address_is_seen_as_a_stranger() {
         assert_eq!(far.paths[0].loss_percent(), 100);
         let seen = lab.hosts[0].path.examine(network).await.unwrap();
         assert_eq!(seen.strangers, [elsewhere]);
+    });
+}
+
+#[test]
+fn hosts_with_ipv6_addresses_only_carry_networks_of_both_families() {
+    in_lab_over_v6(3, async |lab| {
+        let network = three_hosts(lab);
+        let service = lab.add_service(1, 1, &[]);
+        let published = lab.add_service(INGRESS, 2, &[(8080, 80)]);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 1, 11, Some(service));
+        lab.add_task(INGRESS, 1, 11, Some(published));
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let far = lab.attach(1, &wanted("far", &[1, INGRESS], 11)).await;
+        let _far = Server::start(&far.netns, "far", 80);
+        let client = namespace_of(&client.netns);
+        for (to, own) in [(v4(1, 11), "10.0.1.10"), (v6(1, 11), "fd99:0:0:1::a")] {
+            assert_eq!(ask(&client, (to, 80)).unwrap(), format!("far {own}"));
+            assert_eq!(ask_udp(&client, (to, 80)).unwrap(), format!("far {own}"));
+        }
+        for vip in [v4(1, 201), v6(1, 201)] {
+            assert!(ask(&client, (vip, 80)).unwrap().starts_with("far "));
+        }
+        // The mesh, through a node without tasks; the client has IPv6 on the wire.
+        let edge = lab.hosts[2].address;
+        assert_eq!(ask(&lab.client, (edge, 8080)).unwrap(), "far fd12::100");
+        run_in(&client, "ping -c 1 -W 2 -M do -s 1402 10.0.1.11");
+        let check = lab.hosts[0].path.examine(network).await.unwrap();
+        assert_eq!(check.problems, Vec::<String>::new());
+        assert!(check.paths.iter().all(|path| (path.loss_percent(), path.passes) == (0, 1430)));
+        // Packets of the network from elsewhere are dropped, and seen.
+        let stranger = &lab.client;
+        run_in(
+            stranger,
+            "ip link add vx type vxlan id 4097 local fd12::100 dstport 4789 nolearning",
+        );
+        run_in(stranger, "ip link set vx up");
+        run_in(stranger, "bridge fdb append to 00:00:00:00:00:00 dst fd12::11 dev vx");
+        run_in(stranger, "ip addr add 10.9.9.9/24 dev vx");
+        let seen = "fd12::100".parse::<IpAddr>().unwrap();
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            let _ = ask_udp(stranger, ([10, 9, 9, 8].into(), 9));
+            let check = lab.hosts[0].path.examine(network).await.unwrap();
+            if check.strangers == [seen] {
+                break;
+            }
+            assert!(Instant::now() < limit, "{:?}", check.strangers);
+        }
     });
 }
