@@ -19,6 +19,7 @@ mod container;
 mod devices;
 mod drain;
 mod firewall;
+mod legacy;
 mod local;
 mod names;
 mod namespace;

@@ -296,6 +296,16 @@ impl Rule {
         }
     }
 
+    /// Nobody with this source is reached over the link that the packet came by.
+    pub(crate) fn source_lies_elsewhere(self) -> Self {
+        let fib = self.expression("fib", |data| {
+            data.number_be(1, register(0))
+                .number_be(2, FIB_OUT_LINK)
+                .number_be(3, FIB_SOURCE | FIB_IN_LINK | FIB_PRESENT)
+        });
+        fib.is(0, &[0])
+    }
+
     fn routed_as(self, kind: u8) -> Self {
         self.destination_route(FIB_ADDRESS_TYPE).is(0, &u32::from(kind).to_ne_bytes())
     }
@@ -409,7 +419,11 @@ const RETURN: i32 = -5;
 const STATUS_DESTINATION_TRANSLATED: u32 = 1 << 5;
 const FIB_LINK: u32 = 1;
 const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_OUT_LINK: u32 = 1;
+const FIB_SOURCE: u32 = 1 << 0;
 const FIB_DESTINATION: u32 = 1 << 1;
+const FIB_IN_LINK: u32 = 1 << 3;
+const FIB_PRESENT: u32 = 1 << 5;
 const CHECKSUM_INTERNET: u32 = 1;
 const LOOKUP_INVERTED: u32 = 1;
 const DYNSET_UPDATE: u32 = 1;

@@ -201,3 +201,43 @@ fn hosts_with_ipv6_addresses_only_carry_networks_of_both_families() {
         }
     });
 }
+
+#[test]
+fn a_container_sends_with_its_own_addresses_only() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        lab.add_task(1, 0, 11, None);
+        lab.add_task(1, 1, 12, Some(service));
+        lab.tell_all().await;
+        let liar = lab.attach(0, &wanted("liar", &[1], 10)).await;
+        let _honest = lab.attach(0, &wanted("honest", &[1], 11)).await;
+        let server = lab.attach(1, &wanted("server", &[1], 12)).await;
+        let _server = Server::start(&server.netns, "server", 80);
+        let heard = Heard::start(&server.netns, 81);
+        let liar = namespace_of(&liar.netns);
+        for (own, others, to) in [
+            (v4(1, 10), [v4(1, 11), v4(1, 12), v4(1, 99)], [v4(1, 12), v4(1, 201)]),
+            (v6(1, 10), [v6(1, 11), v6(1, 12), v6(1, 99)], [v6(1, 12), v6(1, 201)]),
+        ] {
+            for other in others {
+                let prefix = if other.is_ipv4() { 32 } else { 128 };
+                let nodad = if other.is_ipv4() { "" } else { " nodad" };
+                run_in(&liar, &format!("ip addr add {other}/{prefix} dev eth0{nodad}"));
+                for to in to {
+                    say(&liar, (other, 5_000), (to, 81));
+                }
+                run_in(&liar, &format!("ip addr del {other}/{prefix} dev eth0"));
+            }
+            // What is its own comes through, after all the others.
+            for to in to {
+                say(&liar, (own, 5_000), (to, 81));
+                assert!(ask(&liar, (to, 80)).is_ok());
+            }
+            eventually("its own is heard", || heard.sources().contains(&own)).await;
+        }
+        assert_eq!(heard.sources(), BTreeSet::from([v4(1, 10), v6(1, 10)]));
+        assert_eq!(lab.hosts[0].path.repair().await.unwrap(), 0);
+    });
+}
