@@ -16,6 +16,7 @@ mod numbers;
 mod overlay;
 pub mod paths;
 mod plan;
+mod ports;
 mod state;
 mod suspicion;
 
@@ -63,6 +64,13 @@ pub mod set {
     pub const SOURCE6: &str = "src6";
     /// Links of containers that may reach the world.
     pub const OUTWARD: &str = "out";
+    /// Where an address of the node, with a port, leads: one container.
+    pub const HELD4: &str = "held4";
+    pub const HELD6: &str = "held6";
+    /// Ports of the mesh on some addresses only, and those addresses with them.
+    pub const NARROW: &str = "narrow";
+    pub const OPEN4: &str = "open4";
+    pub const OPEN6: &str = "open6";
     /// Addresses of nodes.
     pub const NODES4: &str = "nodes4";
     pub const NODES6: &str = "nodes6";
@@ -74,6 +82,7 @@ pub mod set {
 
     /// Published on every address of the host.
     pub const PORTS: &str = "ports";
+    /// On one, with the address of the mesh that it leads to.
     pub const BOUND4: &str = "bound4";
     pub const BOUND6: &str = "bound6";
     /// Links of the host's that are bridges of ours, of these the internal ones and those whose

@@ -138,7 +138,7 @@ impl Node {
             self.host.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
         let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
         for (index, net) in self.host.route.addresses()? {
-            if let Some(name) = names.get(&index) {
+            if let Some(name) = names.get(&index).filter(|_| !self.links.is_alias(net.addr())) {
                 addresses.entry(name.clone()).or_default().push(net.addr());
             }
         }

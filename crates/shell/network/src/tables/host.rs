@@ -7,7 +7,7 @@ use netplan::{MeshLinks, set};
 
 use super::bridge;
 use super::{
-    NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of, seen,
+    NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, bytes, members, of, seen,
 };
 use crate::nft::expression::{Base, Family, Rule};
 use crate::nft::table::{Chain, Table, TimeOuts};
@@ -33,7 +33,7 @@ impl HostTable<'_> {
             let bound = of(family, set::BOUND4, set::BOUND6);
             let sources = of(family, set::MEMBERS4, set::MEMBERS6);
             [
-                members(bound, &[address, PROTOCOL_PART, PORT_PART]),
+                bytes(bound, &[address, PROTOCOL_PART, PORT_PART], &[address]),
                 members(sources, &[address, NUMBER_PART]),
                 seen(of(family, STRANGERS4, STRANGERS6), &[address, NUMBER_PART]),
             ]
@@ -44,6 +44,7 @@ impl HostTable<'_> {
         let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
         let mut chains = vec![
             Chain::plain("publish", self.publish_rules()),
+            Chain::plain("bound", self.bound_rules()),
             Chain::plain("foreign", foreign_rules()),
             Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
             Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
@@ -88,6 +89,26 @@ impl HostTable<'_> {
         rules
     }
 
+    /// Where an address of the host has a port for itself.
+    fn bound_rules(&self) -> Vec<Rule> {
+        let found = |family: Family, rule: Rule| {
+            let rule = rule.destination(family, 0).service(family.registers());
+            rule.map(of(family, set::BOUND4, set::BOUND6), 0, 0)
+        };
+        let lead = |family: Family| {
+            let about = move || Rule::of(family);
+            if !self.time_outs {
+                return vec![found(family, about()).lead_to(family, 0, None)];
+            }
+            let rule = |object: &TimeOuts| {
+                let rule = found(family, about().protocol(object.protocol));
+                rule.time_outs(object.name).lead_to(family, 0, None)
+            };
+            TIME_OUTS.iter().map(rule).collect()
+        };
+        Family::ALL.into_iter().flat_map(lead).collect()
+    }
+
     fn time_out_rules(&self, about: impl Fn() -> Rule) -> Vec<Rule> {
         if !self.time_outs {
             return Vec::new();
@@ -124,15 +145,10 @@ impl HostTable<'_> {
 }
 
 fn published_rules() -> Vec<Rule> {
-    let mut rules = vec![Rule::new().for_here().service(0).within(set::PORTS, 0).jump("publish")];
-    rules.extend(Family::ALL.into_iter().map(|family| {
-        Rule::of(family)
-            .destination(family, 0)
-            .service(family.registers())
-            .within(of(family, set::BOUND4, set::BOUND6), 0)
-            .jump("publish")
-    }));
-    rules
+    vec![
+        Rule::new().for_here().service(0).within(set::PORTS, 0).jump("publish"),
+        Rule::new().for_here().jump("bound"),
+    ]
 }
 
 /// What comes with an identifier of ours from somebody who is not on that network.
