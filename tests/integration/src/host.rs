@@ -211,6 +211,15 @@ impl Host {
         tool("ip", &["-n", switch, "link", "set", port, "up"]).map(drop)
     }
 
+    /// Lets its link carry packets of so many bytes; larger ones vanish on the way.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn narrow(&self, mtu: u32) -> Result<()> {
+        let (switch, port) = (&self.port.0, &self.port.1);
+        tool("ip", &["-n", switch, "link", "set", port, "mtu", &mtu.to_string()]).map(drop)
+    }
+
     /// Runs `shoal` against this host's daemon.
     ///
     /// # Errors

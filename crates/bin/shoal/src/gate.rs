@@ -220,6 +220,15 @@ impl Control for Gate {
         Control::prune_networks(&self.api().await?, named(request)).await
     }
 
+    type CheckNetworksStream = manager::CheckStream;
+
+    async fn check_networks(
+        &self,
+        request: Request<v1::CheckNetworksRequest>,
+    ) -> Result<Response<Self::CheckNetworksStream>, Status> {
+        Control::check_networks(&self.api().await?, named(request)).await
+    }
+
     type LogsStream = <crate::manager_part::Api as Control>::LogsStream;
 
     async fn logs(

@@ -8,13 +8,16 @@ mod api;
 mod connect;
 mod names;
 mod own;
+mod suspicion;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use agent::PathLinks;
 use anyhow::{Context, Result};
 use base::chain;
 use netd::Forward;
@@ -23,7 +26,8 @@ use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use types::{
-    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkId, PortBinding, PortProtocol,
+    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkCheck, NetworkId, PortBinding,
+    PortProtocol,
 };
 
 pub(crate) use api::Known;
@@ -61,6 +65,12 @@ pub(crate) struct NodeNetwork {
     told: Arc<tokio::sync::Mutex<Option<DirectoryUpdate>>>,
     /// What the last attempts of containers to be on their networks came to.
     attempts: connect::Attempts,
+    /// Whether a manager is heard.
+    contact: watch::Sender<bool>,
+    /// Of the last update.
+    index: Arc<AtomicU64>,
+    /// One change at a time, for both.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl NodeNetwork {
@@ -84,10 +94,18 @@ impl NodeNetwork {
             own: OwnNetworks::open(db)?,
             told: Arc::default(),
             attempts: connect::Attempts::default(),
+            contact: watch::Sender::new(true),
+            index: Arc::default(),
+            turn: Arc::default(),
         };
         this.recall_own().await.context("the node's own networks")?;
         this.tell_names().await;
         Ok(this)
+    }
+
+    /// For the agent, which tells the managers of bad paths and says whether it hears them.
+    pub(crate) fn path_links(&self) -> PathLinks {
+        PathLinks { bad: self.path.bad_paths(), contact: self.contact.clone() }
     }
 
     pub(crate) fn path(&self) -> &DataPath {
@@ -302,6 +320,8 @@ fn networks_of(container: &LocalContainer) -> impl Iterator<Item = NetworkId> {
 impl Network for NodeNetwork {
     async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
         self.learn_internal(&update);
+        let _turn = self.turn.lock().await;
+        self.index.store(update.index, Ordering::Relaxed);
         self.path.update(update.clone()).await?;
         self.names.update(&update).await.map_err(|error| failed("change names", &error))
     }
@@ -329,6 +349,10 @@ impl Network for NodeNetwork {
 
     async fn connections(&self, id: &str) -> Vec<NetworkId> {
         self.path.connections(id).await
+    }
+
+    async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+        self.path.examine(network).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

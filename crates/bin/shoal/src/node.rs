@@ -247,6 +247,7 @@ impl Node {
             managers: settings.remotes.clone(),
             description: self.description.subscribe(),
             conditions: self.conditions.subscribe(),
+            paths: self.network.path_links(),
         })?;
         let managers = handle.orders.borrow().managers.clone();
         self.guard(&settings, &managers).await;

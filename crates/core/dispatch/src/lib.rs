@@ -1,8 +1,9 @@
 //! What a node should be told, and whether it is alive.
 //!
 //! Owns: the difference between what a node was told and what it should know, the deadlines of
-//! heartbeats, whose clock differs, what nodes know of their networks, which stops are held back
-//! for it, and what becomes of the tasks of nodes that are gone.
+//! heartbeats, whose clock differs, which paths between nodes are bad, what nodes know of their
+//! networks, which stops are held back for it, and what becomes of the tasks of nodes that are
+//! gone.
 //! Does not know: streams, sessions, who is connected how.
 //! Invariant: a node is told of every task that names it, until the task is deleted.
 
@@ -13,6 +14,7 @@ mod directory;
 mod liveness;
 mod lost;
 mod orphans;
+mod paths;
 
 pub use assign::{Difference, Told};
 pub use clocks::{Clocks, Reading, Verdict};
@@ -21,3 +23,6 @@ pub use directory::{Directory, Heard};
 pub use liveness::Liveness;
 pub use lost::lost_tasks;
 pub use orphans::Orphans;
+pub use paths::{
+    Answer, PathVerdict, data_path_address, is_down, judge_paths, members, path_condition, paths_on,
+};

@@ -19,6 +19,8 @@ pub(crate) struct Table {
     pub(crate) services: BTreeMap<ServiceId, ServicePart>,
     pub(crate) endpoints: BTreeMap<TaskId, EndpointPart>,
     of_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    /// Numbers of nodes that new connections are kept from while there are others.
+    pub(crate) suspected: BTreeSet<u32>,
 }
 
 impl Table {
@@ -29,6 +31,7 @@ impl Table {
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             of_service: BTreeMap::new(),
+            suspected: BTreeSet::new(),
         }
     }
 
@@ -38,6 +41,26 @@ impl Table {
     ) -> impl Iterator<Item = &EndpointPart> + '_ {
         let tasks = self.of_service.get(&service);
         tasks.into_iter().flatten().filter_map(|task| self.endpoints.get(task))
+    }
+
+    pub(crate) fn is_suspected(&self, part: &EndpointPart) -> bool {
+        self.suspected.contains(&part.number)
+    }
+
+    /// Suspicion does not count for a service that would have nobody left.
+    pub(crate) fn counts_all(&self, service: ServiceId) -> bool {
+        let mut serving = self.endpoints_of(service).filter(|part| part.serving);
+        self.suspected.is_empty() || serving.all(|part| self.is_suspected(part))
+    }
+
+    /// The tasks of a service as they take new connections.
+    pub(crate) fn judged(&self, service: ServiceId) -> Vec<EndpointPart> {
+        let all = self.counts_all(service);
+        let judged = |part: &EndpointPart| EndpointPart {
+            serving: part.serving && (all || !self.is_suspected(part)),
+            ..part.clone()
+        };
+        self.endpoints_of(service).map(judged).collect()
     }
 
     pub(crate) fn remove_endpoint(&mut self, task: TaskId) -> Option<EndpointPart> {

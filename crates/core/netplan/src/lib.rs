@@ -14,19 +14,23 @@ mod local;
 mod mesh;
 mod numbers;
 mod overlay;
+pub mod paths;
 mod plan;
+mod ports;
 mod state;
+mod suspicion;
 
 pub use balance::{CLASSES, Step, class_of, rearrange};
 pub use local::{Bridge, Surroundings, choose_subnets};
 pub use mesh::{MeshLinks, RETURN_TABLE};
 pub use numbers::{
     GATEWAY_HARDWARE, HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP,
-    link_v4, link_v6, mark_of, node_hardware, task_hardware,
+    link_v4, link_v6, mark_of, node_hardware, number_of, task_hardware,
 };
 pub use overlay::MAIN as MAIN_TABLE;
 pub use plan::{AskedBy, HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
 pub use state::{Changes, Edit, Elements, Hardware, RouteKey, RouteTo, Surplus, Value, Wanted};
+pub use suspicion::suspects;
 
 /// Names of links inside our namespaces.
 pub mod link {
@@ -60,6 +64,13 @@ pub mod set {
     pub const SOURCE6: &str = "src6";
     /// Links of containers that may reach the world.
     pub const OUTWARD: &str = "out";
+    /// Where an address of the node, with a port, leads: one container.
+    pub const HELD4: &str = "held4";
+    pub const HELD6: &str = "held6";
+    /// Ports of the mesh on some addresses only, and those addresses with them.
+    pub const NARROW: &str = "narrow";
+    pub const OPEN4: &str = "open4";
+    pub const OPEN6: &str = "open6";
     /// Addresses of nodes.
     pub const NODES4: &str = "nodes4";
     pub const NODES6: &str = "nodes6";
@@ -71,6 +82,7 @@ pub mod set {
 
     /// Published on every address of the host.
     pub const PORTS: &str = "ports";
+    /// On one, with the address of the mesh that it leads to.
     pub const BOUND4: &str = "bound4";
     pub const BOUND6: &str = "bound6";
     /// Links of the host's that are bridges of ours, of these the internal ones and those whose

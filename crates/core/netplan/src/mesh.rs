@@ -69,9 +69,43 @@ impl MeshLinks {
     /// The lowest address that nobody has.
     #[must_use]
     pub fn free(&self, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-        self.v4.hosts().skip(7).find(|address| !taken.contains(address))
+        let mut hosts = self.v4.hosts().skip(7);
+        let is_alias =
+            |v4: Ipv4Addr| self.is_alias(v4.into()) || self.is_alias(self.companion(v4).into());
+        hosts.find(|address| !taken.contains(address) && !is_alias(*address))
+    }
+
+    /// The host's own, too, by which it sends to the others.
+    #[must_use]
+    pub fn is_alias(&self, address: IpAddr) -> bool {
+        let (v6, address) = (address.is_ipv6(), Some(address));
+        let (first, last) = (self.alias(0, v6), self.alias(ALIASES_MAX, v6));
+        first.is_some() && (first..=last).contains(&address)
+    }
+
+    /// By which the mesh knows one address of the host among the others: the host sends there what
+    /// comes to ports that only this address has. Number zero is the host's own.
+    pub(crate) fn alias(&self, number: usize, v6: bool) -> Option<IpAddr> {
+        match v6 {
+            false => self.alias_v4(number).map(IpAddr::V4),
+            true => Some(offset_v6(self.v6, ALIAS_V6 + number as u32).into()),
+        }
+    }
+
+    /// The last addresses of the subnet; `None` where it is too small for them.
+    fn alias_v4(&self, number: usize) -> Option<Ipv4Addr> {
+        let net = Ipv4Net::new(self.v4.broadcast(), ALIAS_PREFIX_V4).ok()?;
+        let is_large = self.v4.prefix_len() + 2 <= ALIAS_PREFIX_V4;
+        is_large.then(|| offset_v4(net, number as u32 + 1))
     }
 }
+
+/// Addresses of one host that have ports of their own; more have none.
+pub(crate) const ALIASES_MAX: usize = 29;
+const ALIAS_PREFIX_V4: u8 = 27;
+const ALIAS_PREFIX_V6: u8 = 120;
+/// Far from the companions of IPv4 addresses in a subnet of the usual size.
+const ALIAS_V6: u32 = 0xff01;
 
 fn offset_v4(net: Ipv4Net, offset: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(net.network().to_bits().wrapping_add(offset))
@@ -111,6 +145,14 @@ impl Mesh {
             wanted.route(key, Some(RouteTo::via(link::UP, host)), none);
             let key = RouteKey { table: MAIN, net: net.trunc() };
             wanted.route(key, Some(RouteTo::UNREACHABLE), none);
+        }
+        // With it the host sends from its loopback to the aliases of its addresses.
+        for v6 in [false, true] {
+            let host = pairs[usize::from(v6)].1;
+            if let Some(own) = links.alias(0, v6) {
+                let key = RouteKey { table: MAIN, net: host_net(own) };
+                wanted.route(key, Some(RouteTo::via(link::UP, host)), none);
+            }
         }
         for gateway in [links.gateway_v4().into(), links.gateway_v6().into()] {
             wanted.address(link::LOOPBACK, host_net(gateway), true, none);
@@ -220,6 +262,42 @@ impl Mesh {
         wanted.delete(set::OUTWARD, Key::new().link(&end.link).done(), &mut changes.edits);
     }
 
+    /// What leads to one container each, from addresses of the node with a port and from the
+    /// aliases of those addresses.
+    pub(crate) fn hold(
+        &mut self,
+        held: impl Iterator<Item = (PortBinding, Option<IpAddr>, IpAddr, u16)>,
+        changes: &mut Changes,
+    ) {
+        let (mut v4, mut v6) = (Elements::new(), Elements::new());
+        for (binding, alias, to, target) in held {
+            let elements = if to.is_ipv4() { &mut v4 } else { &mut v6 };
+            for address in binding.address.into_iter().chain(alias) {
+                let key = Key::new().address(address).protocol(binding.protocol).port(binding.port);
+                let value = Key::new().address(to).port(target).done();
+                elements.insert(key.done(), Value::Bytes(value));
+            }
+        }
+        self.fabric.wanted.sync(set::HELD4, v4, &mut changes.edits);
+        self.fabric.wanted.sync(set::HELD6, v6, &mut changes.edits);
+    }
+
+    /// Ports of the mesh that some addresses of nodes have only: containers find them there.
+    pub(crate) fn narrow(&mut self, bound: &BTreeSet<PortBinding>, changes: &mut Changes) {
+        let (mut ports, mut v4, mut v6) = (Elements::new(), Elements::new(), Elements::new());
+        for binding in bound {
+            let port = Key::new().protocol(binding.protocol).port(binding.port).done();
+            ports.insert(port, Value::Member);
+            let Some(address) = binding.address else { continue };
+            let elements = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+            let key = Key::new().address(address).protocol(binding.protocol).port(binding.port);
+            elements.insert(key.done(), Value::Member);
+        }
+        self.fabric.wanted.sync(set::NARROW, ports, &mut changes.edits);
+        self.fabric.wanted.sync(set::OPEN4, v4, &mut changes.edits);
+        self.fabric.wanted.sync(set::OPEN6, v6, &mut changes.edits);
+    }
+
     /// The node's own port that leads to one container; `None`: to nothing any more.
     pub(crate) fn lead_host_port(
         &mut self,
@@ -277,11 +355,18 @@ pub(crate) struct Host {
     pub(crate) wanted: Wanted,
     /// What would be published were nothing unavailable.
     pub(crate) bindings: BTreeSet<PortBinding>,
+    links: Option<MeshLinks>,
+    gateway: String,
+    /// Addresses of the host that have ports of their own, by number.
+    aliases: BTreeMap<IpAddr, usize>,
 }
 
 impl Host {
     pub(crate) fn new(links: MeshLinks, gateway: &str) -> Self {
-        let (mut host, none) = (Self::default(), &mut Changes::default());
+        let gateway = gateway.to_owned();
+        let mut host = Self { links: Some(links), gateway, ..Self::default() };
+        let (gateway, none) = (host.gateway.clone(), &mut Changes::default());
+        let gateway = gateway.as_str();
         for address in [links.host_v4().into(), links.host_v6().into()] {
             host.wanted.address(gateway, up_net(address), true, none);
         }
@@ -310,27 +395,71 @@ impl Host {
         }
     }
 
-    /// Publishes all bindings but those that somebody else holds.
+    /// Gives each of these addresses of the host an alias, as far as they reach; those that have
+    /// one keep it.
+    pub(crate) fn name_aliases(&mut self, bound: &BTreeSet<IpAddr>, changes: &mut Changes) {
+        let gone: Vec<IpAddr> =
+            self.aliases.keys().filter(|address| !bound.contains(address)).copied().collect();
+        for address in gone {
+            self.lead_to_alias(address, false, changes);
+            self.aliases.remove(&address);
+        }
+        for address in bound {
+            let taken: BTreeSet<usize> = self.aliases.values().copied().collect();
+            let free = (1..=ALIASES_MAX).find(|number| !taken.contains(number));
+            if let (false, Some(number)) = (self.aliases.contains_key(address), free) {
+                self.aliases.insert(*address, number);
+                self.lead_to_alias(*address, true, changes);
+            }
+        }
+        for v6 in [false, true] {
+            let own = self.links.and_then(|links| links.alias(0, v6));
+            let prefix = if v6 { ALIAS_PREFIX_V6 } else { ALIAS_PREFIX_V4 };
+            let Some(own) = own.and_then(|own| IpNet::new(own, prefix).ok()) else { continue };
+            let present = self.aliases.keys().any(|address| address.is_ipv6() == v6);
+            let gateway = self.gateway.clone();
+            self.wanted.address(&gateway, own, present, changes);
+        }
+    }
+
+    fn lead_to_alias(&mut self, address: IpAddr, present: bool, changes: &mut Changes) {
+        let (gateway, hardware) = (self.gateway.clone(), present.then_some(MESH_HARDWARE));
+        if let Some(alias) = self.alias(address) {
+            self.wanted.neighbour(&gateway, alias, hardware, changes);
+        }
+    }
+
+    /// `None`: this address has no ports of its own, or there are too many that do.
+    pub(crate) fn alias(&self, address: IpAddr) -> Option<IpAddr> {
+        self.links?.alias(*self.aliases.get(&address)?, address.is_ipv6())
+    }
+
+    /// Publishes all bindings but those that somebody else holds: those that are held by one
+    /// container at the alias of their address, all others at the mesh's own.
     pub(crate) fn publish(
         &mut self,
         bindings: BTreeSet<PortBinding>,
+        held: &BTreeSet<PortBinding>,
         unavailable: &BTreeSet<PortBinding>,
         changes: &mut Changes,
     ) {
         let (mut ports, mut v4, mut v6) = (Elements::new(), Elements::new(), Elements::new());
         for binding in bindings.difference(unavailable) {
             let key = Key::new();
-            let elements = match binding.address {
-                None => &mut ports,
-                Some(IpAddr::V4(_)) => &mut v4,
-                Some(IpAddr::V6(_)) => &mut v6,
+            let (elements, key, value) = match (binding.address, self.links) {
+                (Some(address), Some(links)) => {
+                    let alias = self.alias(address).filter(|_| held.contains(binding));
+                    let mesh = match address {
+                        IpAddr::V4(_) => links.mesh_v4().into(),
+                        IpAddr::V6(_) => links.mesh_v6().into(),
+                    };
+                    let to = Key::new().address(alias.unwrap_or(mesh)).done();
+                    let elements = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+                    (elements, key.address(address), Value::Bytes(to))
+                }
+                _ => (&mut ports, key, Value::Member),
             };
-            let key = match binding.address {
-                None => key,
-                Some(address) => key.address(address),
-            };
-            elements
-                .insert(key.protocol(binding.protocol).port(binding.port).done(), Value::Member);
+            elements.insert(key.protocol(binding.protocol).port(binding.port).done(), value);
         }
         self.bindings = bindings;
         self.wanted.sync(set::PORTS, ports, &mut changes.edits);
@@ -348,14 +477,19 @@ pub(crate) fn bindings_of(
     own: &BTreeMap<String, Vec<IpAddr>>,
 ) -> Vec<PortBinding> {
     let binding = |address| PortBinding { protocol, port, address };
-    if host.is_empty() {
+    if is_everywhere(host) {
         return vec![binding(None)];
     }
     match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) if address.is_unspecified() => vec![binding(None)],
         Ok(address) => vec![binding(Some(address))],
         Err(_) => own.get(host).into_iter().flatten().map(|a| binding(Some(*a))).collect(),
     }
+}
+
+/// Neither an address nor a link.
+pub(crate) fn is_everywhere(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.is_empty() || address.is_ok_and(|address| address.is_unspecified())
 }
 
 /// Every port of a mesh that the services of a table publish.

@@ -7,6 +7,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
+
 use crate::state::Hardware;
 
 /// Of the node's end of every VXLAN device; locally administered.
@@ -27,6 +29,14 @@ pub const fn mark_of(number: u32) -> u32 {
 pub const fn link_v6(number: u32) -> Ipv6Addr {
     let [_, a, b, c] = number.to_be_bytes();
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0053, 0, a as u16, (b as u16) << 8 | c as u16)
+}
+
+/// The number of the node that an address stands for.
+#[must_use]
+pub fn number_of(link: Ipv6Addr) -> Option<u32> {
+    let [.., a, b, c] = link.octets();
+    let number = u32::from_be_bytes([0, a, b, c]);
+    (number != 0 && link == link_v6(number)).then_some(number)
 }
 
 /// Where ICMP errors of a node come from. Nobody routes this range, and no packet with such a
@@ -70,6 +80,10 @@ pub const GATEWAY_HARDWARE: Hardware = [0x02, 0x53, 0x68, 0x6f, 0x61, 0x6c];
 pub const HOST_HARDWARE: Hardware = [0x02, 0x53, 0x68, 0x6f, 0x00, 0x01];
 pub const MESH_HARDWARE: Hardware = [0x02, 0x53, 0x68, 0x6f, 0x00, 0x02];
 
+/// All that [`link_v6`] makes: nodes answer each other's probes on the device itself.
+pub(crate) const LINK_NET: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0053, 0, 0, 0), 96);
+
 /// A next hop that no node has: packets to it get the hardware address of their mark on their way
 /// out.
 pub const RETURN_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0053, 0xffff, 0, 0);
@@ -86,6 +100,11 @@ mod tests {
             assert_eq!(hardware[2..], mark_of(number).to_be_bytes());
             assert_eq!(mark_of(number) & MARK_MASK, MARK);
             assert_ne!(link_v6(number), RETURN_HOP);
+            assert_eq!(number_of(link_v6(number)), Some(number));
+            assert!(LINK_NET.contains(&link_v6(number)) && !LINK_NET.contains(&RETURN_HOP));
+        }
+        for other in ["::", "fe80::53:0:0:0", "fe80::1", "fd00::53:0:0:1", "fe80::53:ffff:0:0"] {
+            assert_eq!(number_of(other.parse().unwrap()), None, "{other}");
         }
         assert_eq!(link_v6(0x0001_0203).to_string(), "fe80::53:0:1:203");
         assert_eq!(link_v4(7).to_string(), "240.0.0.7");

@@ -14,7 +14,7 @@ use types::{EndpointMode, EndpointPart, NetworkPart, PeerPart, PortProtocol, Ser
 use crate::balance::{Step, class_of, rearrange};
 use crate::directory::Table;
 use crate::keys::Key;
-use crate::numbers::{link_v4, link_v6, node_hardware};
+use crate::numbers::{LINK_NET, link_v4, link_v6, node_hardware};
 use crate::state::{Changes, Edit, Hardware, RouteKey, RouteTo, Value, Wanted};
 use crate::{link, set};
 
@@ -128,6 +128,7 @@ impl Fabric {
         }
         self.number = Some(own);
         self.number_addresses(own, true, changes);
+        self.lead_to_nodes(true, changes);
         for (net, gateway) in &part.subnets {
             self.wanted.address(link::LOOPBACK, host_net(*gateway), true, changes);
             let key = RouteKey { table: MAIN, net: net.trunc() };
@@ -153,7 +154,13 @@ impl Fabric {
     pub(crate) fn leave(&mut self, changes: &mut Changes) {
         if let Some(number) = self.number.take() {
             self.number_addresses(number, false, changes);
+            self.lead_to_nodes(false, changes);
         }
+    }
+
+    fn lead_to_nodes(&mut self, present: bool, changes: &mut Changes) {
+        let key = RouteKey { table: MAIN, net: LINK_NET.into() };
+        self.wanted.route(key, present.then(|| RouteTo::link(link::VXLAN)), changes);
     }
 
     pub(crate) fn add_peer(&mut self, peer: &PeerPart, changes: &mut Changes) -> bool {
@@ -268,13 +275,16 @@ impl Fabric {
     }
 }
 
-/// Addresses of a service's tasks that take new connections.
+/// Addresses of a service's tasks that take new connections: those on suspected nodes only when
+/// there are no others.
 pub(crate) fn serving(
     table: &Table,
     service: ServiceId,
     v6: bool,
 ) -> impl Iterator<Item = IpAddr> + '_ {
-    table.endpoints_of(service).filter(|part| part.serving).filter_map(move |part| match v6 {
+    let all = table.counts_all(service);
+    let serves = move |part: &&EndpointPart| part.serving && (all || !table.is_suspected(part));
+    table.endpoints_of(service).filter(serves).filter_map(move |part| match v6 {
         false => part.v4.map(IpAddr::V4),
         true => part.v6.map(IpAddr::V6),
     })

@@ -15,7 +15,7 @@ use types::{
 
 use crate::directory::{Table, as_increment};
 use crate::local::Bridge;
-use crate::mesh::{Host, Mesh, MeshLinks, bindings_of, mesh_end, mesh_ports};
+use crate::mesh::{Host, Mesh, MeshLinks, is_everywhere, mesh_end};
 use crate::overlay::{End, Fabric, addresses, settle_edits};
 use crate::state::{Changes, Hardware, Wanted};
 
@@ -82,9 +82,25 @@ pub struct HostPortPlan {
     pub host: String,
 }
 
+impl HostPortPlan {
+    pub(crate) fn is_everywhere(&self) -> bool {
+        is_everywhere(&self.host)
+    }
+}
+
+impl LocalLink {
+    /// Its address of the same family.
+    pub(crate) fn towards(&self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
-struct Overlay {
-    table: Table,
+pub(crate) struct Overlay {
+    pub(crate) table: Table,
     fabric: Fabric,
     virtuals: BTreeMap<ServiceId, BTreeSet<IpAddr>>,
 }
@@ -93,18 +109,20 @@ struct Overlay {
 #[derive(Clone, Debug)]
 pub struct Planner {
     own: Option<OwnPart>,
-    overlays: BTreeMap<NetworkId, Overlay>,
-    ingress: Option<Table>,
+    pub(crate) overlays: BTreeMap<NetworkId, Overlay>,
+    pub(crate) ingress: Option<Table>,
     pub(crate) mesh: Mesh,
     pub(crate) host: Host,
-    containers: BTreeMap<String, LocalContainer>,
+    pub(crate) containers: BTreeMap<String, LocalContainer>,
     /// Of the host's links.
-    node_addresses: BTreeMap<String, Vec<IpAddr>>,
-    unavailable: BTreeSet<PortBinding>,
+    pub(crate) node_addresses: BTreeMap<String, Vec<IpAddr>>,
+    pub(crate) unavailable: BTreeSet<PortBinding>,
     /// Of the node's own networks, by link.
     pub(crate) bridges: BTreeMap<String, Bridge>,
+    /// Numbers of nodes that do not answer, while nobody else says who lives.
+    pub(crate) suspected: BTreeSet<u32>,
     /// Addresses that get no new connections any more, and where they did.
-    departed: Vec<(Scope, IpAddr)>,
+    pub(crate) departed: Vec<(Scope, IpAddr)>,
 }
 
 /// Changes of each namespace.
@@ -124,6 +142,7 @@ impl Planner {
             node_addresses: BTreeMap::new(),
             unavailable: BTreeSet::new(),
             bridges: BTreeMap::new(),
+            suspected: BTreeSet::new(),
             departed: Vec::new(),
         }
     }
@@ -289,7 +308,9 @@ impl Planner {
             self.overlays.insert(part.id, overlay);
             self.readmit(part.id, all);
         }
+        let suspected = self.suspected.clone();
         let Some((scope, table, fabric)) = self.side(part.id) else { return };
+        table.suspected = suspected;
         let before = std::mem::replace(&mut table.part, part.clone());
         let changes = all.entry(scope).or_default();
         let gone: Vec<_> = before
@@ -401,7 +422,7 @@ impl Planner {
         (services, tasks)
     }
 
-    fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
+    pub(crate) fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
         if let Some(overlay) = self.overlays.get_mut(&network) {
             let Overlay { table, fabric, virtuals } = overlay;
             let changes = all.entry(Scope::Overlay(network)).or_default();
@@ -415,24 +436,6 @@ impl Planner {
         }
     }
 
-    /// What depends on the ports and addresses of all.
-    fn after_ports(&mut self, all: &mut All) {
-        let mut bindings = BTreeSet::new();
-        let own = &self.node_addresses;
-        for port in self.ingress.iter().flat_map(mesh_ports) {
-            bindings.extend(bindings_of(port.protocol, port.published, &port.host, own));
-        }
-        for port in self.containers.values().flat_map(|container| &container.host_ports) {
-            bindings.extend(bindings_of(port.protocol, port.published, &port.host, own));
-        }
-        let changes = all.entry(Scope::Host).or_default();
-        self.host.publish(bindings, &self.unavailable, changes);
-        let peers = self.ingress.iter().flat_map(|table| table.peers.values());
-        let own = self.node_addresses.values().flatten().copied();
-        self.mesh.name_nodes(peers, own, all.entry(Scope::Mesh).or_default());
-        self.guard_bridges(all);
-    }
-
     /// Takes a container, or its new form.
     pub fn attach(&mut self, id: &str, container: LocalContainer) -> All {
         let mut all = All::new();
@@ -444,7 +447,7 @@ impl Planner {
         for end in &container.links {
             self.admit(end, container.outward, &mut all);
         }
-        for port in &container.host_ports {
+        for port in container.host_ports.iter().filter(|port| port.is_everywhere()) {
             let to = mesh_end(&container).map(|end| (end, port.target));
             let changes = all.entry(Scope::Mesh).or_default();
             self.mesh.lead_host_port(port.protocol, port.published, to, changes);
@@ -503,7 +506,7 @@ impl Planner {
                 fabric.remove_local(address, &inner, all.entry(scope).or_default());
             }
         }
-        for port in &container.host_ports {
+        for port in container.host_ports.iter().filter(|port| port.is_everywhere()) {
             let changes = all.entry(Scope::Mesh).or_default();
             self.mesh.lead_host_port(port.protocol, port.published, None, changes);
         }

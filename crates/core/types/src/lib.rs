@@ -16,6 +16,7 @@ pub mod limits;
 mod local_network;
 mod network;
 mod node;
+mod paths;
 mod service;
 mod spec;
 mod task;
@@ -43,6 +44,7 @@ pub use node::{
     Availability, Condition, ConditionCode, DataPath, ManagerStatus, Node, NodeDescription,
     NodeRole, NodeSpec, NodeState, NodeStatus, Platform,
 };
+pub use paths::{BadPath, NetworkCheck, PathCheck, PathTrouble};
 pub use service::{Reason, Revision, Service, UpdateState, UpdateStatus};
 pub use spec::{
     ContainerSpec, DnsConfig, EndpointSpec, FailureAction, FileReference, Healthcheck, LogDriver,

@@ -50,6 +50,13 @@ pub const TASK_NAME_TTL: Millis = Millis::from_secs(1);
 pub const TASK_HISTORY_MAX: i64 = 1_000;
 /// Text of a task's error or message that goes through the store.
 pub const STATUS_TEXT_BYTES_MAX: usize = 1_024;
+/// Bad paths to other nodes that a node reports; more of them say nothing else.
+pub const BAD_PATHS_MAX: usize = 32;
+/// Texts, and addresses, that a node says of one network when it is checked.
+pub const CHECK_TEXTS_MAX: usize = 32;
+/// Of the nodes that are watched, at most one in so many may be suspected: more are a sign of
+/// trouble at the end of the one who watches.
+pub const SUSPECTS_ONE_IN: usize = 3;
 /// Images that a node reports; more are left out, which only costs a preference.
 pub const REPORTED_IMAGES_MAX: usize = 1_000;
 /// Restart times remembered per slot: enough for every `--restart-max-attempts` up to it.

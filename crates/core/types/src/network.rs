@@ -407,6 +407,15 @@ pub struct PortBinding {
     pub address: Option<IpAddr>,
 }
 
+impl PortBinding {
+    /// Not both can be had.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        (self.protocol, self.port) == (other.protocol, other.port)
+            && (self.address.is_none() || other.address.is_none() || self.address == other.address)
+    }
+}
+
 /// The virtual addresses of a service on one network.
 pub type VirtualAddress = Attachment;
 

@@ -167,10 +167,12 @@ pub enum ConditionCode {
     ConntrackFull = 6,
     /// It answers, but has not carried out for long what it was told of its networks.
     DataPathBehind = 7,
+    /// Packets of its containers do not reach other nodes, or not all of them.
+    PeerPath = 8,
 }
 
 impl ConditionCode {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ClockOff,
         Self::DiskFull,
         Self::StoreStopped,
@@ -178,6 +180,7 @@ impl ConditionCode {
         Self::FirewallDrops,
         Self::ConntrackFull,
         Self::DataPathBehind,
+        Self::PeerPath,
     ];
 
     #[must_use]

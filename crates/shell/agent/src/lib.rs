@@ -17,4 +17,4 @@ pub use db::networks::NetworkDb;
 pub use db::{DbError, TaskDb};
 pub use dial::GrpcDialer;
 pub use logs::LogUplink;
-pub use run::{Agent, AgentHandle, NodeOrders, Options};
+pub use run::{Agent, AgentHandle, NodeOrders, Options, PathLinks};

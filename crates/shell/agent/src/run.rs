@@ -7,7 +7,10 @@
 
 mod assign;
 mod beat;
+mod check;
+mod contact;
 mod directory;
+mod orders;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -31,6 +34,9 @@ use wire::v1::node_message::Message as Out;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
 use self::beat::beat_period;
+use self::check::{Checked, Checks};
+use self::contact::Contact;
+pub use self::contact::PathLinks;
 use self::directory::{Queue, carry_out};
 use crate::container::{TaskIdentity, TaskNetworking};
 use crate::db::{Batch, DbError, FORMAT, TaskDb};
@@ -61,6 +67,7 @@ pub struct Options<R, N, C, D> {
     pub description: watch::Receiver<NodeDescription>,
     /// What is wrong with this node, as it knows itself.
     pub conditions: watch::Receiver<Vec<Condition>>,
+    pub paths: PathLinks,
 }
 
 /// What the managers want of the node itself.
@@ -123,6 +130,7 @@ pub struct Agent<R, N, C, D> {
     hostname: String,
     description: watch::Receiver<NodeDescription>,
     conditions: watch::Receiver<Vec<Condition>>,
+    contact: Contact,
     orders: watch::Sender<NodeOrders>,
     updates: mpsc::Receiver<Update>,
     tasks: BTreeMap<TaskId, LocalTask>,
@@ -139,6 +147,7 @@ pub struct Agent<R, N, C, D> {
     unreported: BTreeMap<TaskId, TaskStatus>,
     uploads: BTreeMap<Id, AbortHandle>,
     upload_tasks: JoinSet<Id>,
+    checks: Checks,
 }
 
 enum Cause {
@@ -150,6 +159,7 @@ enum Cause {
     Described,
     Conditions,
     Uploaded,
+    Checked(Option<Checked>),
 }
 
 impl<R, N, C, D> Agent<R, N, C, D>
@@ -172,6 +182,7 @@ where
         let (updates_tx, updates) = mpsc::channel(UPDATES_MAX);
         let known = NodeOrders { managers: stored.managers.clone(), ..NodeOrders::default() };
         let (orders, orders_rx) = watch::channel(known);
+        let begun = options.clock.monotonic();
         let node = Node {
             runtime: options.runtime,
             network: options.network,
@@ -196,6 +207,7 @@ where
             hostname,
             description: options.description,
             conditions: options.conditions,
+            contact: Contact::new(options.paths, begun),
             orders,
             updates,
             tasks: BTreeMap::new(),
@@ -210,6 +222,7 @@ where
             unreported: BTreeMap::new(),
             uploads: BTreeMap::new(),
             upload_tasks: JoinSet::new(),
+            checks: Checks::new(),
         };
         Ok((agent, AgentHandle { orders: orders_rx }))
     }
@@ -231,6 +244,7 @@ where
                 Ok(()) = self.description.changed() => Cause::Described,
                 Ok(()) = self.conditions.changed() => Cause::Conditions,
                 Some(_) = self.upload_tasks.join_next() => Cause::Uploaded,
+                Some(done) = self.checks.join_next() => Cause::Checked(done.ok()),
                 () = clock.sleep_until(at) => Cause::Timer,
             };
             match cause {
@@ -242,6 +256,7 @@ where
                 Cause::Described => self.describe(),
                 Cause::Conditions => self.beat(),
                 Cause::Uploaded => self.uploads.retain(|_, upload| !upload.is_finished()),
+                Cause::Checked(done) => done.into_iter().for_each(|done| self.checked(done)),
                 Cause::Timer => self.on_timer(),
             }
             while self.loops.try_join_next().is_some() {}
@@ -351,17 +366,19 @@ where
     }
 
     fn next_timer(&self) -> Millis {
-        match &self.connection {
+        let session = match &self.connection {
             Connection::Waiting { until } | Connection::Dialling { until, .. } => *until,
             Connection::Up(session) => {
                 let silent = Millis(session.heard.0 + session.heartbeat.0 * 3);
                 session.next_heartbeat.min(silent)
             }
-        }
+        };
+        session.min(self.contact.deadline())
     }
 
     fn on_timer(&mut self) {
         let now = self.node.clock.monotonic();
+        self.contact.expire(now);
         match &mut self.connection {
             Connection::Waiting { until } if *until <= now => self.dial(now),
             Connection::Dialling { until, .. } if *until <= now => self.hang_up("no answer"),
@@ -456,6 +473,7 @@ where
         self.connection = Connection::Waiting { until };
         self.uploads.values().for_each(AbortHandle::abort);
         self.uploads.clear();
+        self.checks.abort_all();
         self.orders.send_if_modified(|orders| std::mem::take(&mut orders.connected));
     }
 
@@ -463,6 +481,9 @@ where
         let now = self.node.clock.monotonic();
         if let Connection::Up(session) = &mut self.connection {
             session.heard = now;
+        }
+        if !matches!(message.message, Some(In::Redirect(_)) | None) {
+            self.contact.heard(now);
         }
         match message.message {
             Some(In::Welcome(welcome)) => {
@@ -478,6 +499,7 @@ where
             Some(In::Assignments(assignments)) => self.assign(assignments)?,
             Some(In::Directory(directory)) => self.take_directory(directory)?,
             Some(In::Subscribe(subscription)) => self.upload(subscription),
+            Some(In::Check(question)) => self.check(question),
             Some(In::Unsubscribe(end)) => {
                 let upload = Id::from_bytes(&end.id).and_then(|id| self.uploads.remove(&id));
                 upload.inspect(AbortHandle::abort);
@@ -485,46 +507,6 @@ where
             Some(In::Heartbeat(answer)) => self.compare_clocks(now, answer.time),
             None => {}
         }
-        Ok(())
-    }
-
-    fn set_heartbeat(&mut self, millis: u64) {
-        let now = self.node.clock.monotonic();
-        if let Connection::Up(session) = &mut self.connection
-            && millis > 0
-        {
-            session.heartbeat = Millis(millis);
-            let next = Millis(now.0 + beat_period(session.heartbeat).0);
-            session.next_heartbeat = session.next_heartbeat.min(next);
-        }
-    }
-
-    fn direct(&mut self, directive: v1::Directive) -> Result<(), DbError> {
-        self.set_heartbeat(directive.heartbeat_ms);
-        let learned = self.choice.learn(directive.managers.clone());
-        if learned || self.stored.name != directive.node_name {
-            self.stored.managers = self.choice.managers().to_vec();
-            self.stored.name.clone_from(&directive.node_name);
-            self.hostname = directive.node_name;
-            let batch = Batch { node: Some(self.stored.clone()), ..Batch::default() };
-            self.db.write(&batch)?;
-        }
-        let role = match directive.role {
-            1 => Some(NodeRole::Worker),
-            2 => Some(NodeRole::Manager),
-            _ => None,
-        };
-        let managers = self.choice.managers().to_vec();
-        self.orders.send_if_modified(|orders| {
-            let new = NodeOrders {
-                role,
-                renew_certificate: directive.renew_certificate,
-                managers,
-                removed: false,
-                connected: true,
-            };
-            std::mem::replace(orders, new.clone()) != new
-        });
         Ok(())
     }
 

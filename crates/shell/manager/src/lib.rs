@@ -17,7 +17,7 @@ pub mod reconcile;
 mod server;
 pub mod standing;
 
-pub use api::{CallerUid, ControlApi, LogBroker};
+pub use api::{CallerUid, CheckStream, ControlApi, LogBroker};
 pub use certificates::CertificateApi;
 pub(crate) use dispatcher::dispatcher_addresses;
 pub use dispatcher::{Dispatcher, DispatcherHandle};

@@ -46,3 +46,7 @@ pub const PARTS_PER_MESSAGE_MAX: usize = 5_000;
 pub const CONDITION_BYTES_MAX: usize = 256;
 /// Log subscriptions at a time.
 pub const SUBSCRIPTIONS_MAX: usize = 256;
+/// How long a node may take to look at one network.
+pub const CHECK_LIMIT: Millis = Millis::from_secs(15);
+/// Nodes that look at a network at a time, for one `network check`.
+pub const CHECKS_AT_A_TIME: usize = 32;

@@ -195,45 +195,36 @@ impl Node {
         wanted: &ContainerNetwork,
         known: &LocalContainer,
     ) -> io::Result<Vec<HostPortPlan>> {
-        let mut taken: BTreeSet<(PortProtocol, u16)> = self
-            .planner
-            .bindings()
-            .iter()
-            .map(|binding| (binding.protocol, binding.port))
-            .collect();
-        let mut all = Vec::new();
+        let mut all: Vec<HostPortPlan> = Vec::new();
         for (number, port) in wanted.host_ports.iter().enumerate() {
             let kept = known.host_ports.get(number).filter(|kept| {
                 (kept.protocol, kept.target, &kept.host) == (port.protocol, port.target, &port.host)
                     && (port.published == 0 || port.published == kept.published)
             });
-            let published = match (kept, port.published) {
-                (Some(kept), _) => kept.published,
-                (None, 0) => self.free_port(port, &taken)?,
-                (None, published) if taken.contains(&(port.protocol, published)) => {
-                    let name = port.protocol.name();
-                    return Err(io::Error::other(format!(
-                        "port {published}/{name} of this node is taken"
-                    )));
-                }
-                (None, published) => published,
-            };
-            taken.insert((port.protocol, published));
-            all.push(HostPortPlan {
-                protocol: port.protocol,
-                published,
-                target: port.target,
-                host: port.host.clone(),
-            });
+            if let Some(kept) = kept {
+                all.push(kept.clone());
+                continue;
+            }
+            let HostPort { protocol, target, published, ref host } = *port;
+            let mut plan = HostPortPlan { protocol, published, target, host: host.clone() };
+            if published == 0 {
+                plan.published = self.free_port(&plan, &all)?;
+            } else if self.planner.is_taken(&plan, &all) {
+                let name = protocol.name();
+                return Err(io::Error::other(format!(
+                    "port {published}/{name} of this node is taken"
+                )));
+            }
+            all.push(plan);
         }
         Ok(all)
     }
 
     /// One that no program of the host has either.
-    fn free_port(&self, port: &HostPort, taken: &BTreeSet<(PortProtocol, u16)>) -> io::Result<u16> {
-        let protocol = port.protocol;
+    fn free_port(&self, port: &HostPortPlan, besides: &[HostPortPlan]) -> io::Result<u16> {
+        let (protocol, mut plan) = (port.protocol, port.clone());
         for _ in 0..FREE_PORT_ATTEMPTS {
-            let free = enter(&self.namespace, move || {
+            plan.published = enter(&self.namespace, move || {
                 Ok(match protocol {
                     PortProtocol::Udp => UdpSocket::bind(ANY)?.local_addr()?.port(),
                     PortProtocol::Tcp | PortProtocol::Sctp => {
@@ -241,8 +232,8 @@ impl Node {
                     }
                 })
             })?;
-            if !taken.contains(&(protocol, free)) {
-                return Ok(free);
+            if !self.planner.is_taken(&plan, besides) {
+                return Ok(plan.published);
             }
         }
         Err(io::Error::other("no free port of this node was found"))

@@ -8,7 +8,9 @@
 
 use std::io;
 
-use crate::nft::expression::{Base, Rule};
+use crate::legacy::{Chain, Legacy};
+use crate::namespace::enter;
+use crate::nft::expression::{Base, Family, Rule};
 use crate::nft::foreign::{Foreign, ForeignRule};
 use crate::nft::table::{BaseChain, NftSocket};
 use crate::nft::{INET, hook};
@@ -79,8 +81,8 @@ impl Node {
 
     /// Chains of others that drop what nobody decided about, in words.
     pub(crate) fn foreign_drops(&mut self) -> io::Result<Vec<String>> {
-        let Some(socket) = self.host.filter() else { return Ok(Vec::new()) };
-        let mut all = Vec::new();
+        let mut all = self.legacy_drops()?;
+        let Some(socket) = self.host.filter() else { return Ok(all) };
         for chain in socket.base_chains()?.iter().filter(|chain| is_foreign(chain)) {
             let what = match chain.hook {
                 hook::FORWARD => "published ports and the way out of containers pass",
@@ -93,6 +95,38 @@ impl Node {
                 all.push(format!(
                     "the firewall chain {name} of table {table} drops by default: {what} by rules \
                      of ours at its end"
+                ));
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Node {
+    /// The same of iptables-legacy, whose chains we do not write to.
+    fn legacy_drops(&mut self) -> io::Result<Vec<String>> {
+        let (gateway, port) = (self.names.gateway.clone(), self.vxlan_port());
+        let over_v6 = self.address.is_some_and(|address| address.is_ipv6());
+        let mut all = Vec::new();
+        for (family, tool) in [(Family::V4, "iptables-legacy"), (Family::V6, "ip6tables-legacy")] {
+            let Some(table) = enter(&self.namespace, move || Legacy::read(family))? else {
+                continue;
+            };
+            let head =
+                |chain: Chain| format!("the chain {} of {tool} drops by default", chain.name());
+            if table.drops(Chain::Forward) && !table.passes_link(&gateway) {
+                all.push(format!(
+                    "{}: published ports and the way out of containers do not pass; \
+                     `{tool} -I FORWARD -i {gateway} -j ACCEPT` and the same with -o lets them",
+                    head(Chain::Forward)
+                ));
+            }
+            let Some(port) = port.filter(|_| over_v6 == (family == Family::V6)) else { continue };
+            if table.drops(Chain::Input) && !table.passes_port(port) {
+                all.push(format!(
+                    "{}: the data path does not pass; \
+                     `{tool} -I INPUT -p udp --dport {port} -j ACCEPT` lets it",
+                    head(Chain::Input)
                 ));
             }
         }

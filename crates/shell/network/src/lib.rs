@@ -19,6 +19,7 @@ mod container;
 mod devices;
 mod drain;
 mod firewall;
+mod legacy;
 mod local;
 mod names;
 mod namespace;
@@ -26,12 +27,15 @@ mod netlink;
 mod nft;
 mod node;
 mod own;
+mod paths;
+mod probe;
 mod record;
 mod resolver;
 mod route;
 mod sandbox;
 mod source_rule;
 mod space;
+mod strangers;
 mod survey;
 mod sysctl;
 mod tables;
@@ -49,13 +53,16 @@ use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
-use types::{Condition, DirectoryUpdate, NetworkId, PortBinding};
+use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
 use crate::drain::Looks;
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
 pub use crate::own::Joining;
+use crate::paths::Paths;
+pub use crate::paths::Silence;
+pub use netplan::suspects;
 pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
 /// What the network needs to be told.
@@ -87,6 +94,7 @@ struct Inner {
     looks: Looks,
     reservations: watch::Sender<BTreeSet<PortBinding>>,
     conditions: watch::Sender<Vec<Condition>>,
+    paths: Paths,
 }
 
 impl DataPath {
@@ -109,6 +117,7 @@ impl DataPath {
             looks: Looks::default(),
             reservations,
             conditions: watch::Sender::new(Vec::new()),
+            paths: Paths::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -225,6 +234,9 @@ impl DataPath {
         blocking(step, move || {
             let mut node = inner.node();
             let result = work(&mut node);
+            if let Some(peers) = node.take_peers() {
+                inner.paths.peers.send_replace(peers);
+            }
             let bindings = node.planner.bindings();
             inner.reservations.send_if_modified(|known| {
                 let other = known != bindings;
@@ -283,6 +295,10 @@ impl Network for DataPath {
         let links = self.container(id).map(|container| container.links).unwrap_or_default();
         let connected = links.into_iter().filter(|end| end.asked_by == AskedBy::Managers);
         connected.filter_map(|end| end.network).collect()
+    }
+
+    async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+        self.look_at(network).await
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

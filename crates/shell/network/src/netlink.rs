@@ -388,7 +388,7 @@ fn with_flags(mut message: Message, flags: u16) -> Message {
     message
 }
 
-fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(crate) fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     // SAFETY: `value` is live and its size is given.
     let result = unsafe {
         libc::setsockopt(

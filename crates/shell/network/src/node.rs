@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
+use netplan::paths::AllPeers;
 use netplan::{Changes, MeshLinks, Planner, Scope, Surplus, link};
 use types::{DirectoryUpdate, LocalNetwork, NetworkId, PortBinding};
 
@@ -52,6 +53,11 @@ pub(crate) struct Node {
     pub(crate) time_outs: bool,
     /// Networks of the node's own.
     pub(crate) local: BTreeMap<NetworkId, LocalNetwork>,
+    /// Of all networks, as last told, and whether that is news.
+    peers: AllPeers,
+    peers_changed: bool,
+    /// Of the last socket for probes.
+    token: u64,
 }
 
 impl Node {
@@ -92,6 +98,9 @@ impl Node {
             v6_outwards: false,
             time_outs: true,
             local: BTreeMap::new(),
+            peers: AllPeers::new(),
+            peers_changed: false,
+            token: first_token(),
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;
@@ -129,7 +138,7 @@ impl Node {
             self.host.learn_links()?.into_iter().map(|link| (link.index, link.name)).collect();
         let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
         for (index, net) in self.host.route.addresses()? {
-            if let Some(name) = names.get(&index) {
+            if let Some(name) = names.get(&index).filter(|_| !self.links.is_alias(net.addr())) {
                 addresses.entry(name.clone()).or_default().push(net.addr());
             }
         }
@@ -149,6 +158,7 @@ impl Node {
     /// Answers what left the balancers, of whichever node.
     pub(crate) fn update(&mut self, update: &DirectoryUpdate) -> io::Result<Places> {
         let changes = self.planner.update(update);
+        self.note_peers(update);
         let mut whole: BTreeSet<Scope> =
             update.networks.iter().map(|part| self.scope_of(part.id)).collect();
         if update.own.is_some() || (update.full && !self.heard_full) {
@@ -162,14 +172,50 @@ impl Node {
         if update.full || !update.removed_networks.is_empty() {
             self.remove_stale_sandboxes()?;
         }
+        Ok(self.take_departed())
+    }
+
+    fn take_departed(&mut self) -> Places {
         let mut departed = Places::new();
         for (scope, address) in self.planner.take_departed() {
             departed.entry(scope).or_default().insert(address);
         }
-        Ok(departed)
+        departed
     }
 
-    fn scope_of(&self, network: NetworkId) -> Scope {
+    /// Remembers who is on which network, for those who look at the paths to them.
+    fn note_peers(&mut self, update: &DirectoryUpdate) {
+        let mut touched: BTreeSet<NetworkId> = update.removed_networks.iter().copied().collect();
+        touched.extend(update.networks.iter().map(|part| part.id));
+        touched.extend(update.peers.iter().map(|part| part.network));
+        touched.extend(update.removed_peers.iter().map(|(network, _)| *network));
+        if update.full || !touched.is_empty() {
+            self.peers = self.planner.peers(&self.peers, |n| update.full || touched.contains(&n));
+            self.peers_changed = true;
+        }
+    }
+
+    /// The peers of all networks, when they are others than before.
+    pub(crate) fn take_peers(&mut self) -> Option<AllPeers> {
+        std::mem::take(&mut self.peers_changed).then(|| self.peers.clone())
+    }
+
+    /// Tells the answers of one socket from those of all others.
+    pub(crate) fn next_token(&mut self) -> u64 {
+        self.token = self.token.wrapping_add(0x0001_0001_0000_0001);
+        self.token
+    }
+
+    pub(crate) fn set_suspected(
+        &mut self,
+        suspected: BTreeSet<u32>,
+    ) -> io::Result<(DirectoryUpdate, Places)> {
+        let (changes, update) = self.planner.set_suspected(suspected);
+        self.carry_out(changes, &BTreeSet::new())?;
+        Ok((update, self.take_departed()))
+    }
+
+    pub(crate) fn scope_of(&self, network: NetworkId) -> Scope {
         match self.planner.ingress() {
             Some(part) if part.id == network => Scope::Mesh,
             _ => Scope::Overlay(network),
@@ -392,6 +438,13 @@ fn find_links(host: &mut Space, names: &Names, asked: Option<Ipv4Net>) -> io::Re
     }
     choose_links(names, &own, &routes, asked)
         .ok_or_else(|| io::Error::other("every candidate subnet is in use; name one"))
+}
+
+/// Where this process begins to count, unlike any other.
+fn first_token() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_nanos() as u64;
+    now ^ (u64::from(std::process::id()) << 48)
 }
 
 /// Name of the mesh's namespace; no network's identity is so short.

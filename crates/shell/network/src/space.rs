@@ -318,6 +318,16 @@ impl Space {
         Ok(wanted.changes_from(&observed, Surplus::Remove))
     }
 
+    /// The elements of one set of the first table; a table or set that is not there has none.
+    pub(crate) fn elements_of(&mut self, set: &str) -> io::Result<Elements> {
+        let Some(filter) = &mut self.filter else { return Ok(Elements::new()) };
+        let Some(first) = filter.tables.first() else { return Ok(Elements::new()) };
+        match filter.socket.elements_of(&first.table, set) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Elements::new()),
+            elements => elements,
+        }
+    }
+
     fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<Made> {
         let mut made = Made::default();
         let Some(filter) = &mut self.filter else { return Ok(made) };

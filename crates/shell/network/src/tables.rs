@@ -32,6 +32,10 @@ fn members(name: &'static str, parts: &[(u32, u32)]) -> Set {
     set(name, parts, Holds::Members)
 }
 
+fn seen(name: &'static str, parts: &[(u32, u32)]) -> Set {
+    set(name, parts, Holds::Seen)
+}
+
 fn classes(name: &'static str, parts: &[(u32, u32)]) -> Set {
     set(name, parts, Holds::Classes)
 }

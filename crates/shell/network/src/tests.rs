@@ -7,3 +7,4 @@ mod local;
 mod mesh;
 mod node;
 mod overlay;
+mod paths;

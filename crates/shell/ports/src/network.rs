@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use base::Millis;
 pub use types::HostPort;
-use types::{Attachment, DirectoryUpdate, DnsConfig, NetworkId};
+use types::{Attachment, DirectoryUpdate, DnsConfig, NetworkCheck, NetworkId};
 
 use crate::runtime::RuntimeError;
 
@@ -86,6 +86,13 @@ pub trait Network: Send + Sync + 'static {
 
     /// Networks of the cluster that a container was connected to, as far as is remembered here.
     fn connections(&self, id: &str) -> impl Future<Output = Vec<NetworkId>> + Send;
+
+    /// Looks at one network: what is not as wanted on this node, and the paths to its peers.
+    /// Takes seconds.
+    fn examine(
+        &self,
+        network: NetworkId,
+    ) -> impl Future<Output = Result<NetworkCheck, RuntimeError>> + Send;
 
     /// The containers that have a namespace here.
     fn observe(&self) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;

@@ -30,7 +30,7 @@ mod generated {
 mod convert;
 mod log;
 
-pub use convert::{ERROR_KEY, fault_of, id, optional_id, status_of};
+pub use convert::{ERROR_KEY, bad_paths, fault_of, id, optional_id, status_of};
 pub use generated::agent::v1 as agent_v1;
 pub use generated::raft::v1 as raft_v1;
 pub use generated::store::v1 as store_v1;

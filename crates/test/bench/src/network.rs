@@ -174,8 +174,8 @@ async fn containers(host: &Host) -> Result<f64> {
     Ok(median(&times))
 }
 
-/// Packets: an overlay beside a hand-made VXLAN bridge, the mesh beside a hand-made route and a mesh
-/// that hides the client, and many services beside one.
+/// Packets: an overlay beside a hand-made VXLAN bridge, the mesh beside a hand-made route and a
+/// mesh that hides the client, and many services beside one.
 pub async fn packets(rounds: usize) -> Result<Vec<Figure>> {
     let rig = Rig::new()?;
     let lines = traffic::Lines::lay(&rig).await?;

@@ -3,8 +3,8 @@
 //!
 //! Owns: five hosts with daemons as users have them, and who asks on each.
 //! Does not know: how nodes are told.
-//! Invariant: the clock begins when the task's own node says that it runs; all hosts of the rig have
-//! the same clock.
+//! Invariant: the clock begins when the task's own node says that it runs; all hosts of the rig
+//! have the same clock.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;

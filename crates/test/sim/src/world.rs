@@ -187,6 +187,10 @@ impl World {
             managers: (0..self.plan.managers).map(address).collect(),
             description,
             conditions,
+            paths: agent::PathLinks {
+                bad: watch::channel(Vec::new()).1,
+                contact: watch::Sender::new(true),
+            },
         })
         .expect("memory does not fail");
         let (stop, stopped) = watch::channel(false);

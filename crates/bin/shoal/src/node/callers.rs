@@ -65,6 +65,7 @@ const RPCS: &[(Open, &str, &[&str])] = &[
             "GetNetwork",
             "RemoveNetwork",
             "PruneNetworks",
+            "CheckNetworks",
             "Logs",
         ],
     ),

@@ -21,10 +21,17 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let (network, conditions) = (self.network.clone(), self.conditions.clone());
         let keeping = tokio::spawn(async move {
-            let repairing = network.path().clone();
-            let mut until = stopped.clone();
-            let until = async move { drop(until.wait_for(|stop| *stop).await) };
-            tokio::join!(network.keep(conditions, stopped), repairing.run(until));
+            let path = network.path().clone();
+            let until = || {
+                let mut stopped = stopped.clone();
+                async move { drop(stopped.wait_for(|stop| *stop).await) }
+            };
+            tokio::join!(
+                network.clone().keep(conditions, stopped.clone()),
+                network.suspect(until()),
+                path.run(until()),
+                path.watch_peers(until()),
+            );
         });
         (stop, keeping)
     }

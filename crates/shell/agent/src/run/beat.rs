@@ -33,6 +33,7 @@ where
             clock_ahead_ms: session.ahead.map(|(ahead, _)| ahead),
             clock_error_ms: session.ahead.map_or(0, |(_, error)| error),
             conditions,
+            paths: self.contact.links.bad.borrow().iter().map(Into::into).collect(),
         };
         self.send(Out::Heartbeat(beat));
     }

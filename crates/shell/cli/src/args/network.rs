@@ -20,6 +20,8 @@ pub(crate) enum Network {
     Ls(Ls),
     /// Show everything about networks
     Inspect(Inspect),
+    /// Have every node look at its paths to every other
+    Check(Check),
     /// Remove networks
     #[command(visible_alias = "remove")]
     Rm(Rm),
@@ -104,6 +106,19 @@ pub(crate) struct Inspect {
     #[arg(short, long)]
     pub(crate) verbose: bool,
     #[arg(value_name = "NETWORK", required = true)]
+    pub(crate) networks: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Check {
+    /// Print with a Go template, `table TEMPLATE`, `table` or `json`
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) format: Option<String>,
+    /// Only print what is wrong
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The networks of the cluster to be checked; none: all
+    #[arg(value_name = "NETWORK")]
     pub(crate) networks: Vec<String>,
 }
 

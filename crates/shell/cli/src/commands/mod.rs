@@ -7,6 +7,7 @@
 mod image;
 mod logs;
 mod network;
+mod network_check;
 mod node;
 mod service;
 mod swarm;

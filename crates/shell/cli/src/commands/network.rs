@@ -28,6 +28,7 @@ pub(super) async fn run(daemon: &mut Daemon, command: Command) -> Result<(), Cli
         Command::Create(args) => create(daemon, &args).await,
         Command::Ls(args) => ls(daemon, &args).await,
         Command::Inspect(args) => inspect(daemon, &args).await,
+        Command::Check(args) => super::network_check::run(daemon, &args).await,
         Command::Rm(args) => rm(daemon, &args).await,
         Command::Prune(args) => prune(daemon, &args).await,
         Command::Connect(args) => connect(daemon, &args).await,

@@ -140,6 +140,24 @@ fake! { Local {
 }
 
 fake! { Control {
+    type CheckNetworksStream = Events<v1::CheckNetworksItem>;
+
+    async fn check_networks(
+        &self,
+        request: Request<v1::CheckNetworksRequest>,
+    ) -> Answer<Events<v1::CheckNetworksItem>> {
+        use v1::check_networks_item::Item;
+        let problem = match request.into_inner().refs.is_empty() {
+            true => String::new(),
+            false => "no answer".to_owned(),
+        };
+        let path = v1::CheckedPath { problem, ..v1::CheckedPath::default() };
+        let progress = v1::CheckProgress { asked: 1, answered: 1 };
+        let items = [Item::Progress(progress), Item::Path(path)];
+        let items = items.map(|item| Ok(v1::CheckNetworksItem { item: Some(item) }));
+        Ok(Response::new(Box::pin(futures::stream::iter(items))))
+    }
+
     type LogsStream = Events<v1::LogsItem>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Events<v1::LogsItem>> {

@@ -3,6 +3,7 @@
 //! Owns: the service `Control`, its answers from the snapshot, and the writes it proposes.
 //! Does not know: how a write is carried out. Invariant: what is answered as done is replicated.
 
+mod check_api;
 mod cluster_api;
 pub(crate) mod find;
 mod logs;
@@ -38,6 +39,9 @@ pub use logs::LogBroker;
 
 /// A stream of log lines and warnings.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<v1::LogsItem, Status>> + Send>>;
+
+/// A stream of what a check finds.
+pub type CheckStream = Pin<Box<dyn Stream<Item = Result<v1::CheckNetworksItem, Status>> + Send>>;
 
 /// The control API of one manager.
 #[derive(Clone)]
@@ -339,6 +343,22 @@ impl<S: Store, C: Clock> Control for ControlApi<S, C> {
         request: Request<v1::PruneNetworksRequest>,
     ) -> Result<Response<v1::PruneNetworksResponse>, Status> {
         write!(self, request, prune_networks)
+    }
+
+    type CheckNetworksStream = CheckStream;
+
+    async fn check_networks(
+        &self,
+        request: Request<v1::CheckNetworksRequest>,
+    ) -> Result<Response<CheckStream>, Status> {
+        match self.locate().map_err(|fault| status_of(&fault))? {
+            Answer::Here => answer(self.check_networks(request.into_inner())),
+            Answer::There(channel) => {
+                let stream = client(channel).check_networks(request.into_inner()).await?;
+                Ok(Response::new(Box::pin(stream.into_inner())))
+            }
+            Answer::Nowhere => Err(status_of(&not_leader(None))),
+        }
     }
 
     type LogsStream = LogStream;

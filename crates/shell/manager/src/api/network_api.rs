@@ -68,12 +68,31 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let mut shown = network_view(&view, network);
         if request.verbose {
             shown.peers = peers(&view, network);
+            self.add_problems(&view, network, &mut shown.peers).await;
             shown.services =
                 view.services_on_network(network.id).map(|s| on_network(network, s)).collect();
             shown.tasks =
                 view.tasks_on_network(network.id).map(|t| attached(&view, network, t)).collect();
         }
         Ok(shown)
+    }
+
+    /// What the peers say of their paths to each other; only a leader knows.
+    async fn add_problems(
+        &self,
+        view: &Snapshot,
+        network: &Network,
+        peers: &mut [v1::NetworkPeer],
+    ) {
+        let bad = self.dispatcher.bad_paths().await;
+        for peer in peers {
+            let Ok(node) = wire::id::<NodeId>(&peer.node, "node") else { continue };
+            if dispatch::is_down(view, node) {
+                peer.problems.push("the node is down".to_owned());
+            } else if let Some(bad) = bad.get(&node) {
+                peer.problems = dispatch::paths_on(view, network.id, bad);
+            }
+        }
     }
 
     pub(super) async fn list_networks(
@@ -144,6 +163,7 @@ fn peers(view: &Snapshot, network: &Network) -> Vec<v1::NetworkPeer> {
             name: node.hostname().to_owned(),
             address: data_path_address(node),
             tasks,
+            problems: Vec::new(),
         })
     };
     if !network.spec.ingress {

@@ -24,6 +24,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         }
         if let Some(session) = self.sessions.get_mut(&node) {
             session.conditions = Some(reported(beat.conditions));
+            session.bad_paths = wire::bad_paths(beat.paths);
         }
         self.set_status(node, NodeState::Ready, "");
         if self.managers.contains(&node) {
@@ -67,12 +68,14 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             known.conditions.iter().filter(of_clock).cloned()
         };
         let told = self.sessions.get(&node).and_then(|session| session.conditions.clone());
+        let paths = told.is_some().then(|| self.path_condition(node)).flatten();
         let mut conditions = told.unwrap_or_else(|| kept(false).collect());
         conditions.retain(|condition| condition.code != ConditionCode::DataPathBehind);
         let behind = self.sessions.get(&node).and_then(|s| s.is_behind(self.clock.monotonic()));
         if behind.unwrap_or_else(|| known.has(ConditionCode::DataPathBehind)) {
             conditions.push(data_path_behind());
         }
+        conditions.extend(paths);
         let managers = self.connected_managers();
         match self.clocks.judge(node, &managers) {
             Verdict::Unknown => conditions.extend(kept(true)),
@@ -138,12 +141,17 @@ fn data_path_behind() -> Condition {
     Condition { code: ConditionCode::DataPathBehind, message }
 }
 
-/// What a node may say of itself, bounded; its clock, and how far it is, the managers judge.
+/// What the managers judge.
+const OF_MANAGERS: [ConditionCode; 3] =
+    [ConditionCode::ClockOff, ConditionCode::DataPathBehind, ConditionCode::PeerPath];
+
+/// What a node may say of itself, bounded; its clock, its paths and how far it is, the managers
+/// judge.
 fn reported(conditions: Vec<v1::Condition>) -> Vec<Condition> {
     let mut known: Vec<Condition> = Vec::new();
     for condition in conditions.into_iter().take(ConditionCode::ALL.len()) {
         let Ok(mut condition) = Condition::try_from(condition) else { continue };
-        if matches!(condition.code, ConditionCode::ClockOff | ConditionCode::DataPathBehind) {
+        if OF_MANAGERS.contains(&condition.code) {
             continue;
         }
         let end = condition.message.floor_char_boundary(CONDITION_BYTES_MAX);
@@ -168,6 +176,9 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].code, ConditionCode::StoreStopped);
         assert_eq!(told[0].message.len(), CONDITION_BYTES_MAX / 2 * 2);
-        assert_eq!(reported(vec![of(99, "of a later version"), of(2, "full")]).len(), 1);
+        assert_eq!(
+            reported(vec![of(99, "of a later version"), of(8, "b: silent"), of(2, "full")]).len(),
+            1
+        );
     }
 }

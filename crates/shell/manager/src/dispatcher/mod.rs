@@ -7,12 +7,15 @@
 mod hearing;
 mod messages;
 mod networks;
+mod paths;
 mod run;
 mod session;
 
+use std::collections::BTreeMap;
+
 use ports::Link;
 use tokio::sync::{mpsc, oneshot};
-use types::{NodeId, TaskId};
+use types::{BadPath, NetworkCheck, NodeId, TaskId};
 use wire::v1::{LogSubscription, ManagerMessage, NodeMessage};
 
 use crate::options::INBOX_MAX;
@@ -44,7 +47,12 @@ pub(crate) enum Message {
     Unsubscribe {
         id: base::Id,
     },
+    Check(paths::Question),
+    BadPaths(oneshot::Sender<BTreeMap<NodeId, Vec<BadPath>>>),
 }
+
+/// What a node found, or why it found nothing.
+pub(crate) type Checked = Result<NetworkCheck, String>;
 
 /// Which nodes got a log subscription, and which could not be reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,15 +9,11 @@ use dispatch::Overdue;
 use ports::Clock;
 use ports::store::Store;
 use state::{Author, Change, ChangeSet, Plan, Snapshot};
-use types::limits::{DEPARTURE_WAIT_MAX, SUSPICION_PERIOD};
+use types::limits::{DEPARTURE_WAIT_MAX, SUSPECTS_ONE_IN, SUSPICION_PERIOD};
 use types::{ConditionCode, NetworkId, Node, NodeId, NodeState, Reason};
 use wire::v1;
 
 use super::run::{Dispatcher, dispatch_atom};
-
-/// Of the nodes that are watched, at most one in so many may be suspected: more are a sign of
-/// trouble at the manager's own end.
-const SUSPECTS_ONE_IN: usize = 3;
 
 impl<S: Store, C: Clock> Dispatcher<S, C> {
     /// A node has carried out what it was told.

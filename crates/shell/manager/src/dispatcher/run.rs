@@ -20,6 +20,7 @@ use wire::v1::manager_message::Message as Out;
 use wire::v1::node_message::Message as In;
 use wire::v1::{self, ManagerMessage, NodeMessage};
 
+use super::paths::Questions;
 use super::session::{Inventory, Session};
 use super::{DispatcherHandle, Message, Reached};
 use crate::options::{REPORTS_PER_PROPOSAL_MAX, SUBSCRIPTIONS_MAX, Timing};
@@ -57,6 +58,7 @@ pub struct Dispatcher<S, C> {
     /// Deadlines of silence, and the nodes that have passed theirs.
     pub(super) silence: Liveness,
     pub(super) silent: BTreeSet<NodeId>,
+    pub(super) questions: Questions,
     /// When what was gathered is sent and stored.
     flush_at: Option<Millis>,
 }
@@ -99,6 +101,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             departures: Departures::default(),
             silence: Liveness::default(),
             silent: BTreeSet::new(),
+            questions: Questions::new(),
             flush_at: None,
         };
         (dispatcher, handle)
@@ -157,6 +160,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.subscriptions.clear();
         self.silence = Liveness::default();
         self.silent.clear();
+        self.questions.clear();
         if leads {
             self.rebuild_directory();
             let now = self.clock.monotonic();
@@ -184,6 +188,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     /// Ends a session; what its node said of itself is no longer known.
     pub(super) fn end_session(&mut self, node: NodeId) {
         self.sessions.remove(&node);
+        self.drop_questions(node);
         self.clocks.forget(node);
     }
 
@@ -204,6 +209,8 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
                 let _ = reached.send(self.subscribe(&wanted, &tasks));
             }
             Message::Unsubscribe { id } => self.unsubscribe(id),
+            Message::Check(question) => self.ask(question),
+            Message::BadPaths(answer) => drop(answer.send(self.all_bad_paths())),
         }
     }
 
@@ -223,6 +230,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         let number = self.next_session;
         self.next_session += 1;
         self.clocks.forget(node);
+        self.drop_questions(node);
         self.sessions.insert(node, Session::new(number, address, link.tx));
         self.readers.spawn(read_session(node, number, link.rx, self.handle.clone()));
     }
@@ -236,6 +244,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             Some(In::Report(report)) => self.take_report(node, report),
             Some(In::Description(description)) => self.describe(node, description.into()),
             Some(In::Programmed(done)) => self.programmed(node, done),
+            Some(In::Checked(checked)) => self.take_check(node, checked),
             None => tracing::debug!(node.id = %node, "message of an unknown kind passed over"),
         }
     }

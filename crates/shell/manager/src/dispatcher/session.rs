@@ -8,7 +8,7 @@ use dispatch::{Directory, Heard, Told};
 use state::Snapshot;
 use tokio::sync::mpsc;
 use types::limits::BEHIND_AFTER;
-use types::{Condition, NodeId, Task};
+use types::{BadPath, Condition, NodeId, Task};
 use wire::v1::{Directive, ManagerMessage, manager_message::Message as Out};
 
 use super::messages;
@@ -33,6 +33,8 @@ pub(crate) struct Session {
     pub inventory: Inventory,
     /// What the node says is wrong with it; `None` before its first heartbeat.
     pub conditions: Option<Vec<Condition>>,
+    /// What it says of its paths to others.
+    pub bad_paths: Vec<BadPath>,
     /// The index up to which the node's data path is as it was told.
     pub programmed: u64,
     /// Index of an update that it has not carried out, and since when; `None`: it owes nothing.
@@ -54,6 +56,7 @@ impl Session {
             greeted: false,
             inventory: Inventory::Awaited,
             conditions: None,
+            bad_paths: Vec::new(),
             programmed: 0,
             owed: None,
             last_told: 0,

@@ -203,6 +203,13 @@ impl Rule {
         })
     }
 
+    /// Puts the key into a set that forgets; a set that is full ends the rule.
+    pub(crate) fn remember(self, set: &str, from: u32) -> Self {
+        self.expression("dynset", |data| {
+            data.text(1, set).number_be(3, DYNSET_UPDATE).number_be(4, register(from))
+        })
+    }
+
     /// The map's value for the key in `from` goes to `to`.
     pub(crate) fn map(self, map: &str, from: u32, to: u32) -> Self {
         self.expression("lookup", |data| {
@@ -287,6 +294,16 @@ impl Rule {
                 .is(0, &0u32.to_ne_bytes()),
             Family::V6 => self.routed_as(libc::RTN_UNREACHABLE),
         }
+    }
+
+    /// Nobody with this source is reached over the link that the packet came by.
+    pub(crate) fn source_lies_elsewhere(self) -> Self {
+        let fib = self.expression("fib", |data| {
+            data.number_be(1, register(0))
+                .number_be(2, FIB_OUT_LINK)
+                .number_be(3, FIB_SOURCE | FIB_IN_LINK | FIB_PRESENT)
+        });
+        fib.is(0, &[0])
     }
 
     fn routed_as(self, kind: u8) -> Self {
@@ -402,9 +419,14 @@ const RETURN: i32 = -5;
 const STATUS_DESTINATION_TRANSLATED: u32 = 1 << 5;
 const FIB_LINK: u32 = 1;
 const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_OUT_LINK: u32 = 1;
+const FIB_SOURCE: u32 = 1 << 0;
 const FIB_DESTINATION: u32 = 1 << 1;
+const FIB_IN_LINK: u32 = 1 << 3;
+const FIB_PRESENT: u32 = 1 << 5;
 const CHECKSUM_INTERNET: u32 = 1;
 const LOOKUP_INVERTED: u32 = 1;
+const DYNSET_UPDATE: u32 = 1;
 const REJECT_RESET: u32 = 1;
 const REJECT_ANY_FAMILY: u32 = 2;
 const REJECT_PROHIBITED: u8 = 3;

@@ -38,7 +38,12 @@ pub(crate) struct Set {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Holds {
     Members,
-    Bytes { data_type: u32, bytes: u32 },
+    /// Members that rules put in, and that are forgotten some time later.
+    Seen,
+    Bytes {
+        data_type: u32,
+        bytes: u32,
+    },
     Classes,
 }
 
@@ -147,7 +152,11 @@ impl Table {
     }
 
     fn set_message(&self, number: u32, set: &Set) -> Message {
-        let flags = if matches!(set.holds, Holds::Members) { 0 } else { SET_IS_MAP };
+        let flags = match set.holds {
+            Holds::Members => 0,
+            Holds::Seen => SET_FORGETS | SET_IS_WRITTEN,
+            Holds::Bytes { .. } | Holds::Classes => SET_IS_MAP,
+        };
         let message = self
             .message(NEW_SET, CREATE)
             .text(1, &self.name)
@@ -158,6 +167,9 @@ impl Table {
             .number_be(10, number);
         match set.holds {
             Holds::Members => message,
+            Holds::Seen => message
+                .nested(9, |data| data.number_be(1, SEEN_MAX))
+                .bytes(11, &SEEN_MILLIS.to_be_bytes()),
             Holds::Bytes { data_type, bytes } => {
                 message.number_be(6, data_type).number_be(7, bytes)
             }
@@ -356,22 +368,26 @@ impl NftSocket {
         Ok(answers.into_iter().map(|answer| answer.get(4..).unwrap_or_default().to_vec()).collect())
     }
 
-    /// Every element of every set of the table.
+    /// Every element of every set of the table, but for what rules put in.
     pub(crate) fn elements(
         &mut self,
         table: &Table,
     ) -> io::Result<BTreeMap<&'static str, Elements>> {
         let mut all = BTreeMap::new();
-        for set in &table.sets {
-            let message = table.message(GET_ELEMENT, 0).text(1, &table.name).text(2, set.name);
-            let mut elements = Elements::new();
-            for answer in self.0.dump(message)? {
-                let list = answer.get(4..).and_then(|rest| attribute(rest, 3)).unwrap_or_default();
-                elements.extend(attributes(list).into_iter().filter_map(|(_, e)| parse_element(e)));
-            }
-            all.insert(set.name, elements);
+        for set in table.sets.iter().filter(|set| !matches!(set.holds, Holds::Seen)) {
+            all.insert(set.name, self.elements_of(table, set.name)?);
         }
         Ok(all)
+    }
+
+    pub(crate) fn elements_of(&mut self, table: &Table, set: &str) -> io::Result<Elements> {
+        let message = table.message(GET_ELEMENT, 0).text(1, &table.name).text(2, set);
+        let mut elements = Elements::new();
+        for answer in self.0.dump(message)? {
+            let list = answer.get(4..).and_then(|rest| attribute(rest, 3)).unwrap_or_default();
+            elements.extend(attributes(list).into_iter().filter_map(|(_, e)| parse_element(e)));
+        }
+        Ok(elements)
     }
 
     /// Chains with a hook, of everybody.
@@ -466,4 +482,11 @@ const NEW_OBJECT: u16 = 18;
 
 const TABLE_USER_DATA: u16 = 6;
 const SET_IS_MAP: u32 = 8;
+const SET_FORGETS: u32 = 0x10;
+const SET_IS_WRITTEN: u32 = 0x20;
+
+/// Of what rules put in: more say nothing new.
+const SEEN_MAX: u32 = 256;
+const SEEN_MILLIS: u64 = 60_000;
+
 const VERDICT_TYPE: u32 = 0xffff_ff00;

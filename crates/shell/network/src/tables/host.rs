@@ -6,7 +6,9 @@
 use netplan::{MeshLinks, set};
 
 use super::bridge;
-use super::{NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, members, of};
+use super::{
+    NUMBER_PART, PORT_PART, PROTOCOL_PART, SCTP, TCP, UDP, address_part, bytes, members, of, seen,
+};
 use crate::nft::expression::{Base, Family, Rule};
 use crate::nft::table::{Chain, Table, TimeOuts};
 use crate::nft::{INET, hook, priority};
@@ -31,8 +33,9 @@ impl HostTable<'_> {
             let bound = of(family, set::BOUND4, set::BOUND6);
             let sources = of(family, set::MEMBERS4, set::MEMBERS6);
             [
-                members(bound, &[address, PROTOCOL_PART, PORT_PART]),
+                bytes(bound, &[address, PROTOCOL_PART, PORT_PART], &[address]),
                 members(sources, &[address, NUMBER_PART]),
+                seen(of(family, STRANGERS4, STRANGERS6), &[address, NUMBER_PART]),
             ]
         });
         let mut sets: Vec<super::Set> = sets.collect();
@@ -41,6 +44,8 @@ impl HostTable<'_> {
         let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
         let mut chains = vec![
             Chain::plain("publish", self.publish_rules()),
+            Chain::plain("bound", self.bound_rules()),
+            Chain::plain("foreign", foreign_rules()),
             Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
             Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
             Chain::base("pre", "nat", pre, priority::DESTINATION, published_rules()),
@@ -84,6 +89,26 @@ impl HostTable<'_> {
         rules
     }
 
+    /// Where an address of the host has a port for itself.
+    fn bound_rules(&self) -> Vec<Rule> {
+        let found = |family: Family, rule: Rule| {
+            let rule = rule.destination(family, 0).service(family.registers());
+            rule.map(of(family, set::BOUND4, set::BOUND6), 0, 0)
+        };
+        let lead = |family: Family| {
+            let about = move || Rule::of(family);
+            if !self.time_outs {
+                return vec![found(family, about()).lead_to(family, 0, None)];
+            }
+            let rule = |object: &TimeOuts| {
+                let rule = found(family, about().protocol(object.protocol));
+                rule.time_outs(object.name).lead_to(family, 0, None)
+            };
+            TIME_OUTS.iter().map(rule).collect()
+        };
+        Family::ALL.into_iter().flat_map(lead).collect()
+    }
+
     fn time_out_rules(&self, about: impl Fn() -> Rule) -> Vec<Rule> {
         if !self.time_outs {
             return Vec::new();
@@ -120,15 +145,10 @@ impl HostTable<'_> {
 }
 
 fn published_rules() -> Vec<Rule> {
-    let mut rules = vec![Rule::new().for_here().service(0).within(set::PORTS, 0).jump("publish")];
-    rules.extend(Family::ALL.into_iter().map(|family| {
-        Rule::of(family)
-            .destination(family, 0)
-            .service(family.registers())
-            .within(of(family, set::BOUND4, set::BOUND6), 0)
-            .jump("publish")
-    }));
-    rules
+    vec![
+        Rule::new().for_here().service(0).within(set::PORTS, 0).jump("publish"),
+        Rule::new().for_here().jump("bound"),
+    ]
 }
 
 /// What comes with an identifier of ours from somebody who is not on that network.
@@ -139,8 +159,23 @@ fn foreign(family: Family, port: u16) -> Rule {
         .within(set::VNIS, vni)
         .source(family, 0)
         .not_within(of(family, set::MEMBERS4, set::MEMBERS6), 0)
-        .drop()
+        .jump("foreign")
 }
+
+/// Who that is is remembered for a while: a peer behind an address that nobody expects is named by
+/// it.
+fn foreign_rules() -> Vec<Rule> {
+    let remember = |family: Family| {
+        let rule = Rule::of(family).source(family, 0);
+        let rule = rule.load(Base::Transport, 8 + 4, 3, family.registers());
+        rule.remember(of(family, STRANGERS4, STRANGERS6), 0)
+    };
+    Family::ALL.into_iter().map(remember).chain([Rule::new().drop()]).collect()
+}
+
+/// Sources of packets that were dropped, with the number of the network.
+pub(crate) const STRANGERS4: &str = "foreign4";
+pub(crate) const STRANGERS6: &str = "foreign6";
 
 fn vxlan(rule: Rule, port: u16) -> Rule {
     rule.protocol(UDP).load(Base::Transport, 2, 2, 0).is(0, &port.to_be_bytes())

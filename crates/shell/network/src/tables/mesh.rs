@@ -42,6 +42,7 @@ fn sets() -> Vec<super::Set> {
     let mut sets = vec![
         members(set::OUTWARD, &[LINK_PART]),
         members(set::GUARDED, &[PROTOCOL_PART, PORT_PART]),
+        members(set::NARROW, &[PROTOCOL_PART, PORT_PART]),
     ];
     for family in Family::ALL {
         let address = address_part(family);
@@ -52,6 +53,9 @@ fn sets() -> Vec<super::Set> {
             &[PROTOCOL_PART, PORT_PART, NUMBER_PART],
             &[address, PORT_PART],
         ));
+        let bound = [address, PROTOCOL_PART, PORT_PART];
+        sets.push(bytes(of(family, set::HELD4, set::HELD6), &bound, &[address, PORT_PART]));
+        sets.push(members(of(family, set::OPEN4, set::OPEN6), &bound));
         let local = of(family, set::LOCAL4, set::LOCAL6);
         sets.push(members(local, &[address, PROTOCOL_PART, PORT_PART]));
         sets.push(members(of(family, set::SOURCE4, set::SOURCE6), &[LINK_PART, address]));
@@ -113,16 +117,38 @@ fn mark_rules() -> Vec<Rule> {
 }
 
 /// What comes from the host is for a published port; so is what a task sends to a node's address.
+/// Ports of single addresses come first.
 fn before_rules() -> Vec<Rule> {
-    let mut rules = vec![Rule::new().in_link(link::UP).for_here().jump("find")];
+    let mut rules: Vec<Rule> = Family::ALL.into_iter().map(held).collect();
+    rules.push(Rule::new().in_link(link::UP).for_here().jump("find"));
+    rules.extend(Family::ALL.into_iter().map(|family| {
+        Rule::of(family)
+            .in_links(link::TASK_PREFIX)
+            .destination(family, 0)
+            .service(family.registers())
+            .within(of(family, set::OPEN4, set::OPEN6), 0)
+            .jump("find")
+    }));
     rules.extend(Family::ALL.into_iter().map(|family| {
         Rule::of(family)
             .in_links(link::TASK_PREFIX)
             .destination(family, 0)
             .within(of(family, set::NODES4, set::NODES6), 0)
+            .service(0)
+            .not_within(set::NARROW, 0)
             .jump("find")
     }));
     rules
+}
+
+/// From the host it comes to the alias of its address, from tasks to the address itself.
+fn held(family: Family) -> Rule {
+    Rule::of(family)
+        .not_in_link(link::VXLAN)
+        .destination(family, 0)
+        .service(family.registers())
+        .map(of(family, set::HELD4, set::HELD6), 0, 0)
+        .lead_to(family, 0, Some(family.registers()))
 }
 
 fn forward_rules(vxlan_port: Option<u16>) -> Vec<Rule> {

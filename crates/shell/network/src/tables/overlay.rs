@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use netplan::set;
+use netplan::{link, set};
 
 use super::{NUMBER_PART, OWN_TABLE, TCP, address_part, bytes, class_chains, classes, members, of};
 use crate::nft::expression::{Family, NEW, Rule};
@@ -32,6 +32,7 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
         .collect();
     let after = Family::ALL.into_iter().filter_map(|family| to_itself(family, gateways)).collect();
     let (pre, post) = (hook::PREROUTING, hook::POSTROUTING);
+    chains.push(Chain::base("raw", "filter", pre, priority::RAW, vec![foreign_source()]));
     chains.push(Chain::base("pre", "nat", pre, priority::DESTINATION, before));
     let dead = Family::ALL.into_iter().map(dead).collect();
     chains.push(Chain::base("dead", "filter", pre, priority::FILTER, dead));
@@ -45,6 +46,11 @@ fn slot(family: Family, class: u32) -> Rule {
         .random(class, family.registers())
         .map(of(family, set::BACKEND4, set::BACKEND6), 0, 0)
         .lead_to(family, 0, None)
+}
+
+/// No container sends with the address of another one, or of nobody here.
+fn foreign_source() -> Rule {
+    Rule::new().in_links(link::TASK_PREFIX).source_lies_elsewhere().drop()
 }
 
 /// The route would refuse it, too, but it says so a few times a second only, and while the sender

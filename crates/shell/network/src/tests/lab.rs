@@ -1,12 +1,13 @@
 //! Hosts on one wire, a directory for them, and programs in containers.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub(super) struct Lab {
     pub(super) hosts: Vec<Host>,
     /// What every host is told, but for its own part and its peers.
     pub(super) directory: DirectoryUpdate,
+    /// The nodes' data path has IPv6 addresses, and the hosts have no others.
+    over_v6: bool,
 }
 
 pub(super) struct Host {
@@ -100,10 +103,19 @@ pub(super) async fn open_in(namespace: &OwnedFd, options: NetworkOptions) -> Dat
 
 /// Runs a test in a thread of its own, whose namespaces end with it.
 pub(super) fn in_lab(hosts: u32, test: impl AsyncFnOnce(&mut Lab) + Send + 'static) {
+    in_lab_over(false, hosts, test);
+}
+
+/// The same, with hosts that have IPv6 addresses only.
+pub(super) fn in_lab_over_v6(hosts: u32, test: impl AsyncFnOnce(&mut Lab) + Send + 'static) {
+    in_lab_over(true, hosts, test);
+}
+
+fn in_lab_over(over_v6: bool, hosts: u32, test: impl AsyncFnOnce(&mut Lab) + Send + 'static) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut lab = Lab::new(hosts).await;
+            let mut lab = Lab::new(over_v6, hosts).await;
             test(&mut lab).await;
             for host in &lab.hosts {
                 host.path.remove_all().await.unwrap();
@@ -115,13 +127,13 @@ pub(super) fn in_lab(hosts: u32, test: impl AsyncFnOnce(&mut Lab) + Send + 'stat
 }
 
 impl Lab {
-    async fn new(count: u32) -> Self {
+    async fn new(over_v6: bool, count: u32) -> Self {
         let wire = new_namespace();
         run_in(&wire, "ip link add br0 type bridge");
         run_in(&wire, "ip link set br0 up");
         let client = plugged(&wire, 100);
-        let mut lab =
-            Self { wire, client, hosts: Vec::new(), directory: DirectoryUpdate::default() };
+        let directory = DirectoryUpdate::default();
+        let mut lab = Self { wire, client, hosts: Vec::new(), directory, over_v6 };
         lab.directory.full = true;
         for number in 1..=count {
             lab.add_host(number).await;
@@ -131,7 +143,11 @@ impl Lab {
 
     async fn add_host(&mut self, number: u32) {
         let namespace = plugged(&self.wire, 10 + number);
-        let address = IpAddr::from([192, 0, 2, 10 + number as u8]);
+        let mut address = IpAddr::from([192, 0, 2, 10 + number as u8]);
+        if self.over_v6 {
+            run_in(&namespace, "ip -4 addr flush dev eth0");
+            address = format!("fd12::{}", 10 + number).parse().unwrap();
+        }
         let dir = tempfile::tempdir().unwrap();
         let options = host_options(dir.path(), &format!("h{number}"), Some(address));
         let path = open_in(&namespace, options).await;
@@ -146,7 +162,7 @@ impl Lab {
             name: format!("net{number}"),
             driver: NetworkDriver::Overlay,
             vni: 4096 + u32::from(number),
-            mtu: 1450,
+            mtu: if self.over_v6 { 1430 } else { 1450 },
             ingress: number == INGRESS,
             internal: false,
             encrypted: false,
@@ -241,6 +257,24 @@ impl Lab {
         for (index, host) in self.hosts.iter().enumerate() {
             host.path.update(self.told(index)).await.unwrap();
         }
+    }
+
+    /// The wire of one host takes packets of so many bytes, and drops larger ones.
+    pub(super) fn shrink(&self, host: usize, mtu: u32) {
+        let name = self.port(host);
+        run_in(&self.wire, &format!("ip link set {name} mtu {mtu}"));
+    }
+
+    pub(super) fn unplug(&self, host: usize) {
+        run_in(&self.wire, &format!("ip link set {} down", self.port(host)));
+    }
+
+    pub(super) fn plug(&self, host: usize) {
+        run_in(&self.wire, &format!("ip link set {} up", self.port(host)));
+    }
+
+    fn port(&self, host: usize) -> String {
+        format!("p{}", 10 + self.hosts[host].number)
     }
 
     pub(super) async fn attach(&self, host: usize, wanted: &ContainerNetwork) -> Attached {
@@ -427,6 +461,53 @@ pub(super) fn ask_udp(from: &OwnedFd, to: (IpAddr, u16)) -> io::Result<String> {
         let count = socket.recv(&mut buffer)?;
         String::from_utf8(buffer[..count].to_vec()).map_err(io::Error::other)
     })
+}
+
+/// One datagram with a source of one's choice.
+pub(super) fn say(from: &OwnedFd, own: (IpAddr, u16), to: (IpAddr, u16)) {
+    enter(from, move || {
+        let socket = UdpSocket::bind(SocketAddr::from(own))?;
+        socket.send_to(b"!", SocketAddr::from(to))?;
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Remembers where datagrams came from, until it is dropped.
+pub(super) struct Heard {
+    stop: Arc<AtomicBool>,
+    sources: Arc<Mutex<BTreeSet<IpAddr>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heard {
+    pub(super) fn start(namespace: &Path, port: u16) -> Self {
+        let (stop, sources) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let namespace = namespace_of(namespace);
+        let socket = enter(&namespace, move || UdpSocket::bind(("::", port))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (stopped, known) = (Arc::clone(&stop), Arc::clone(&sources));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((_, peer)) = socket.recv_from(&mut [0; 8]) {
+                    let known: &Mutex<BTreeSet<IpAddr>> = &known;
+                    known.lock().unwrap().insert(plain(peer.ip()));
+                }
+            }
+        });
+        Self { stop, sources, thread: Some(thread) }
+    }
+
+    pub(super) fn sources(&self) -> BTreeSet<IpAddr> {
+        self.sources.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// Waits until something is so.

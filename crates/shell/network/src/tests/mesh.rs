@@ -327,3 +327,105 @@ fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
     packet.extend(frame);
     packet
 }
+
+#[test]
+fn two_containers_have_the_same_port_on_different_addresses_of_a_node() {
+    in_lab(2, async |lab| {
+        lab.add_network(INGRESS);
+        lab.tell_all().await;
+        let (host, path) = (&lab.hosts[0], lab.hosts[0].path.clone());
+        run_in(&host.namespace, "ip addr add 192.0.2.50/24 dev eth0");
+        run_in(&host.namespace, "ip addr add fd12::50/64 dev eth0 nodad");
+        // The mesh learns of them.
+        path.repair().await.unwrap();
+        let ports = |address: &str| {
+            [PortProtocol::Tcp, PortProtocol::Udp].map(|protocol| HostPort {
+                protocol,
+                target: 80,
+                published: 9000,
+                host: address.to_owned(),
+            })
+        };
+        let on = |name: &str, addresses: [&str; 2]| ContainerNetwork {
+            host_ports: addresses.iter().flat_map(|address| ports(address)).collect(),
+            ..plain(name)
+        };
+        let (first, second) = (on("first", ["192.0.2.11", "fd12::11"]), ["192.0.2.50", "fd12::50"]);
+        let second = on("second", second);
+        let first = path.attach(&first).await.unwrap();
+        let again = path.attach(&second).await.unwrap();
+        assert_eq!(path.attach(&second).await.unwrap(), again, "it keeps its own");
+        let _first = Server::start(&first.netns, "first", 80);
+        let _second = Server::start(&again.netns, "second", 80);
+        // From outside, from the node itself, and from containers of both nodes.
+        let near = lab.attach(0, &self::plain("near")).await;
+        let far = lab.attach(1, &self::plain("far")).await;
+        let from = [
+            lab.client.try_clone().unwrap(),
+            host.namespace.try_clone().unwrap(),
+            namespace_of(&near.netns),
+            namespace_of(&far.netns),
+            namespace_of(&first.netns),
+        ];
+        for (number, from) in from.iter().enumerate() {
+            for (name, own) in [("first ", 11), ("second ", 50)] {
+                for to in [host_v4(own), host_v6(own)] {
+                    let answer = ask(from, (to, 9000)).unwrap();
+                    assert!(answer.starts_with(name), "{number}: {answer} at {to}");
+                    if number != 1 {
+                        let answer = ask_udp(from, (to, 9000)).unwrap();
+                        assert!(answer.starts_with(name), "{number}: udp {answer} at {to}");
+                    }
+                }
+            }
+        }
+        assert_eq!(ask(&lab.client, (host_v4(50), 9000)).unwrap(), "second 192.0.2.100");
+        assert!(ask(&lab.client, (host_v4(12), 9000)).is_err());
+        // Nobody can have all addresses beside them, nor one of them.
+        for address in ["", "192.0.2.50"] {
+            let third = ContainerNetwork { host_ports: ports(address).into(), ..plain("third") };
+            let refused = path.attach(&third).await.unwrap_err().to_string();
+            assert!(refused.contains("9000/tcp"), "{refused}");
+        }
+        flush(&host.namespace);
+        assert!(path.repair().await.unwrap() > 0);
+        assert_eq!(ask(&lab.client, (host_v4(50), 9000)).unwrap(), "second 192.0.2.100");
+        path.detach("second").await.unwrap();
+        assert!(ask(&lab.client, (host_v4(50), 9000)).is_err());
+        assert_eq!(ask(&lab.client, (host_v4(11), 9000)).unwrap(), "first 192.0.2.100");
+        path.detach("first").await.unwrap();
+        assert!(path.reservations().borrow().is_empty());
+        assert_eq!(path.repair().await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn containers_find_a_mesh_port_of_one_address_at_that_address_only() {
+    in_lab(2, async |lab| {
+        lab.add_network(INGRESS);
+        let service = lab.add_service(INGRESS, 1, &[(8080, 80), (8081, 80)]);
+        for port in &mut lab.directory.services[0].ports {
+            if port.published == 8080 {
+                port.host = "192.0.2.11".to_owned();
+            }
+        }
+        lab.add_task(INGRESS, 1, 20, Some(service));
+        lab.tell_all().await;
+        let web = lab.attach(1, &wanted("web", &[INGRESS], 20)).await;
+        let _web = Server::start(&web.netns, "web", 80);
+        for host in 0..2 {
+            let client = lab.attach(host, &plain("client")).await;
+            let client = namespace_of(&client.netns);
+            assert!(ask(&client, (host_v4(11), 8080)).unwrap().starts_with("web "));
+            for other in [host_v4(12), host_v6(11), host_v6(12)] {
+                let answer = ask(&client, (other, 8080));
+                assert!(answer.is_err(), "on host {host}: {other} answered {answer:?}");
+            }
+            for any in [host_v4(11), host_v4(12), host_v6(12)] {
+                assert!(ask(&client, (any, 8081)).unwrap().starts_with("web "), "{any}");
+            }
+        }
+        assert_eq!(ask(&lab.client, (host_v4(11), 8080)).unwrap(), "web 192.0.2.100");
+        assert!(ask(&lab.client, (host_v4(12), 8080)).is_err());
+    });
+}

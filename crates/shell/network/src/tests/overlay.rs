@@ -186,7 +186,7 @@ fn the_loop_mends_without_being_asked() {
             let found = enter(&sandbox, || {
                 let links = RouteSocket::open()?.links()?;
                 let chains = NftSocket::open()?.base_chains()?;
-                Ok(links.iter().any(|link| link.name == "vx") && chains.len() == 3)
+                Ok(links.iter().any(|link| link.name == "vx") && chains.len() == 4)
             });
             found.unwrap()
         })

@@ -11,6 +11,7 @@ mod fault;
 mod local_network;
 mod network;
 mod node;
+mod paths;
 mod service;
 mod spec;
 mod task;
@@ -19,6 +20,7 @@ pub(crate) use node::role;
 pub(crate) use task::state;
 
 pub use fault::{ERROR_KEY, fault_of, status_of};
+pub use paths::bad_paths;
 
 use base::Id;
 use types::{ErrorCode, Fault, Meta};

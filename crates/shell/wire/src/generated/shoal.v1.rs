@@ -1056,6 +1056,7 @@ pub enum ConditionCode {
     FirewallDrops = 5,
     ConntrackFull = 6,
     DataPathBehind = 7,
+    PeerPath = 8,
 }
 impl ConditionCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1072,6 +1073,7 @@ impl ConditionCode {
             Self::FirewallDrops => "CONDITION_CODE_FIREWALL_DROPS",
             Self::ConntrackFull => "CONDITION_CODE_CONNTRACK_FULL",
             Self::DataPathBehind => "CONDITION_CODE_DATA_PATH_BEHIND",
+            Self::PeerPath => "CONDITION_CODE_PEER_PATH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1085,6 +1087,7 @@ impl ConditionCode {
             "CONDITION_CODE_FIREWALL_DROPS" => Some(Self::FirewallDrops),
             "CONDITION_CODE_CONNTRACK_FULL" => Some(Self::ConntrackFull),
             "CONDITION_CODE_DATA_PATH_BEHIND" => Some(Self::DataPathBehind),
+            "CONDITION_CODE_PEER_PATH" => Some(Self::PeerPath),
             _ => None,
         }
     }
@@ -1433,6 +1436,66 @@ pub struct NetworkPeer {
     pub address: ::prost::alloc::string::String,
     #[prost(uint32, tag = "4")]
     pub tasks: u32,
+    /// What it says of its paths to other peers, as `node: what is wrong`; empty: nothing is.
+    #[prost(string, repeated, tag = "5")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckNetworksRequest {
+    /// empty: all networks
+    #[prost(string, repeated, tag = "1")]
+    pub refs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// no word of paths that are as they should be
+    #[prost(bool, tag = "2")]
+    pub only_bad: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckNetworksItem {
+    #[prost(oneof = "check_networks_item::Item", tags = "1, 2")]
+    pub item: ::core::option::Option<check_networks_item::Item>,
+}
+/// Nested message and enum types in `CheckNetworksItem`.
+pub mod check_networks_item {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Item {
+        #[prost(message, tag = "1")]
+        Progress(super::CheckProgress),
+        #[prost(message, tag = "2")]
+        Path(super::CheckedPath),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckProgress {
+    #[prost(uint32, tag = "1")]
+    pub asked: u32,
+    #[prost(uint32, tag = "2")]
+    pub answered: u32,
+}
+/// The path from a node to a peer, or, without a peer, what is wrong with the node's own part.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckedPath {
+    #[prost(string, tag = "1")]
+    pub network: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub peer: ::prost::alloc::string::String,
+    /// of the peer's data path
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub loss_percent: u32,
+    #[prost(uint64, tag = "6")]
+    pub round_trip_us: u64,
+    /// bytes of the largest packet that passes
+    #[prost(uint32, tag = "7")]
+    pub mtu: u32,
+    /// and of the largest that should
+    #[prost(uint32, tag = "8")]
+    pub mtu_wanted: u32,
+    /// empty: it is as it should be
+    #[prost(string, tag = "9")]
+    pub problem: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkService {
@@ -2102,6 +2165,32 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.v1.Control", "PruneNetworks"));
             self.inner.unary(req, path, codec).await
         }
+        /// Every node looks at its paths to every peer: first how many are asked, then each answer that
+        /// came, in the end what was found.
+        pub async fn check_networks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CheckNetworksItem>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/CheckNetworks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "CheckNetworks"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn logs(
             &mut self,
             request: impl tonic::IntoRequest<super::LogsRequest>,
@@ -2228,6 +2317,21 @@ pub mod control_server {
             request: tonic::Request<super::PruneNetworksRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the CheckNetworks method.
+        type CheckNetworksStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CheckNetworksItem, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Every node looks at its paths to every peer: first how many are asked, then each answer that
+        /// came, in the end what was found.
+        async fn check_networks(
+            &self,
+            request: tonic::Request<super::CheckNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::CheckNetworksStream>,
             tonic::Status,
         >;
         /// Server streaming response type for the Logs method.
@@ -3203,6 +3307,52 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/shoal.v1.Control/CheckNetworks" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckNetworksSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ServerStreamingService<super::CheckNetworksRequest>
+                    for CheckNetworksSvc<T> {
+                        type Response = super::CheckNetworksItem;
+                        type ResponseStream = T::CheckNetworksStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::check_networks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckNetworksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/shoal.v1.Control/Logs" => {
                     #[allow(non_camel_case_types)]
                     struct LogsSvc<T: Control>(pub Arc<T>);
@@ -3499,7 +3649,7 @@ pub struct ManagersResponse {
 /// From the node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeMessage {
-    #[prost(oneof = "node_message::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "node_message::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<node_message::Message>,
 }
 /// Nested message and enum types in `NodeMessage`.
@@ -3516,6 +3666,8 @@ pub mod node_message {
         Description(super::NodeDescription),
         #[prost(message, tag = "5")]
         Programmed(super::Programmed),
+        #[prost(message, tag = "6")]
+        Checked(super::NetworkChecked),
     }
 }
 /// The directory is carried out up to this index: names, balancers and routes are as it says.
@@ -3549,6 +3701,69 @@ pub struct Heartbeat {
     /// What the node itself knows is wrong with it: all of it, each time.
     #[prost(message, repeated, tag = "3")]
     pub conditions: ::prost::alloc::vec::Vec<Condition>,
+    /// Paths to peers that something is wrong with: all of them, each time.
+    #[prost(message, repeated, tag = "4")]
+    pub paths: ::prost::alloc::vec::Vec<BadPath>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BadPath {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    /// the peer
+    #[prost(bytes = "bytes", tag = "2")]
+    pub node: ::prost::bytes::Bytes,
+    /// Bytes of packets that do not come back, though smaller ones do; zero: none do.
+    #[prost(uint32, tag = "3")]
+    pub too_large: u32,
+}
+/// Look at one network: the answer has the same id.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckNetwork {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub network: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkChecked {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub check: ::core::option::Option<NetworkCheck>,
+    /// In place of it: why there is none.
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkCheck {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub network: ::prost::bytes::Bytes,
+    /// What in the node's own kernel is not as wanted.
+    #[prost(string, repeated, tag = "2")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub paths: ::prost::alloc::vec::Vec<PathCheck>,
+    /// Of hosts that are no peers, and sent packets of the network all the same.
+    #[prost(string, repeated, tag = "4")]
+    pub strangers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathCheck {
+    /// the peer
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub sent: u32,
+    #[prost(uint32, tag = "3")]
+    pub answered: u32,
+    #[prost(uint64, tag = "4")]
+    pub round_trip_us: u64,
+    /// bytes of the largest packet that should pass
+    #[prost(uint32, tag = "5")]
+    pub wanted: u32,
+    /// and of the largest that does
+    #[prost(uint32, tag = "6")]
+    pub passes: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusReport {
@@ -3568,7 +3783,7 @@ pub struct TaskReport {
 /// From the manager.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ManagerMessage {
-    #[prost(oneof = "manager_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "manager_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: ::core::option::Option<manager_message::Message>,
 }
 /// Nested message and enum types in `ManagerMessage`.
@@ -3591,6 +3806,8 @@ pub mod manager_message {
         Heartbeat(super::HeartbeatAck),
         #[prost(message, tag = "8")]
         Directory(super::Directory),
+        #[prost(message, tag = "9")]
+        Check(super::CheckNetwork),
     }
 }
 /// Not the leader, or no longer: connect to this one.

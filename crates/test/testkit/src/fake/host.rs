@@ -20,7 +20,7 @@ use ports::runtime::{
 };
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
-use types::DirectoryUpdate;
+use types::{DirectoryUpdate, NetworkCheck, NetworkId};
 
 use super::Gate;
 
@@ -310,6 +310,12 @@ impl Network for Host {
 
     async fn connections(&self, id: &str) -> Vec<types::NetworkId> {
         self.lock().connections.get(id).cloned().unwrap_or_default()
+    }
+
+    async fn examine(&self, network: NetworkId) -> Result<NetworkCheck, RuntimeError> {
+        self.work(1_000).await;
+        let (problems, paths, strangers) = Default::default();
+        Ok(NetworkCheck { network, problems, paths, strangers })
     }
 
     async fn observe(&self) -> Result<Vec<String>, RuntimeError> {

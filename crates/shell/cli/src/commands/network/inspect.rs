@@ -69,7 +69,15 @@ fn cluster(answer: v1::NetworkView, verbose: bool) -> Result<Json, CliError> {
 }
 
 fn peers(answer: &v1::NetworkView) -> Json {
-    let peer = |peer: &v1::NetworkPeer| json!({ "Name": peer.name, "IP": peer.address });
+    let peer = |peer: &v1::NetworkPeer| {
+        let health = if peer.problems.is_empty() { "healthy" } else { "unhealthy" };
+        json!({
+            "Name": peer.name,
+            "IP": peer.address,
+            "Health": health,
+            "Problems": peer.problems,
+        })
+    };
     answer.peers.iter().map(peer).collect()
 }
 

@@ -1,0 +1,189 @@
+//! What is said of paths between nodes, made of what each of them has found.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base::Id;
+use dispatch::{Answer, judge_paths, path_condition, paths_on};
+use state::{Author, Change, ChangeSet, Snapshot, Stamp};
+use testkit::{fixture, node_id};
+use types::{
+    BadPath, ConditionCode, NetworkCheck, NetworkId, NetworkSpec, NodeId, PathCheck, PathTrouble,
+    Subnet,
+};
+
+const NETWORK: NetworkId = NetworkId(Id::from_u128(77).unwrap());
+
+fn apply(view: &mut Snapshot, author: Author, change: Change) {
+    let stamp = Stamp { index: view.index() + 1, time: view.time() };
+    let atom = ChangeSet { author, changes: vec![change] };
+    view.apply(stamp, &atom, &mut Vec::new()).unwrap();
+}
+
+/// Three nodes at 192.0.2.1, .2 and .3, all of them on the ingress network.
+fn view() -> Snapshot {
+    let mut view = fixture(
+        "now 12:00:00
+         node a ready
+         node b ready
+         node c ready",
+    )
+    .view;
+    for (number, name) in (1..).zip(["a", "b", "c"]) {
+        let node = view.node(node_id(name)).unwrap();
+        let (id, mut status) = (node.id, node.status.clone());
+        status.address = format!("192.0.2.{number}");
+        apply(&mut view, Author::Dispatch, Change::SetNodeStatus { id, status });
+    }
+    let spec =
+        NetworkSpec { name: "ingress".into(), ingress: true, ipv4: true, ..NetworkSpec::default() };
+    let change = Change::CreateNetwork { id: NETWORK, spec: Arc::new(spec) };
+    apply(&mut view, Author::Api, change);
+    let subnets = vec![Subnet::new("10.0.0.0/16".parse().unwrap(), None, None)];
+    let change = Change::AllocateNetwork { id: NETWORK, vni: 4_096, mtu: 1_450, subnets };
+    apply(&mut view, Author::Allocator, change);
+    view
+}
+
+fn good(peer: &str) -> PathCheck {
+    PathCheck {
+        node: node_id(peer),
+        sent: 50,
+        answered: 50,
+        round_trip_us: 90,
+        wanted: 1_450,
+        passes: 1_450,
+    }
+}
+
+fn check(paths: Vec<PathCheck>) -> NetworkCheck {
+    NetworkCheck { network: NETWORK, problems: Vec::new(), paths, strangers: Vec::new() }
+}
+
+/// All see all.
+fn answers() -> BTreeMap<NodeId, Answer> {
+    let of = |own: &str, peers: [&str; 2]| (node_id(own), Ok(check(peers.map(good).to_vec())));
+    [of("a", ["b", "c"]), of("b", ["a", "c"]), of("c", ["a", "b"])].into()
+}
+
+fn path_to<'a>(
+    answers: &'a mut BTreeMap<NodeId, Answer>,
+    node: &str,
+    peer: &str,
+) -> &'a mut PathCheck {
+    let check = answers.get_mut(&node_id(node)).unwrap().as_mut().unwrap();
+    check.paths.iter_mut().find(|path| path.node == node_id(peer)).unwrap()
+}
+
+/// What is wrong, as `node[>peer]: words`.
+fn wrong(view: &Snapshot, answers: &BTreeMap<NodeId, Answer>) -> Vec<String> {
+    let name = |id: NodeId| view.node(id).unwrap().hostname().to_owned();
+    let network = view.network(NETWORK).unwrap();
+    let all = judge_paths(view, network, answers);
+    assert_eq!(all.iter().filter(|verdict| verdict.peer.is_some()).count() % 2, 0);
+    all.into_iter()
+        .filter(|verdict| !verdict.problem.is_empty())
+        .map(|verdict| match verdict.peer {
+            Some(peer) => format!("{}>{}: {}", name(verdict.node), name(peer), verdict.problem),
+            None => format!("{}: {}", name(verdict.node), verdict.problem),
+        })
+        .collect()
+}
+
+#[test]
+fn nothing_is_said_where_nothing_is_wrong() {
+    let view = view();
+    assert!(wrong(&view, &answers()).is_empty());
+    let mut few = answers();
+    path_to(&mut few, "a", "b").answered = 49;
+    assert!(wrong(&view, &few).is_empty(), "one lost of fifty is chance");
+}
+
+#[test]
+fn each_kind_of_trouble_has_its_words() {
+    let view = view();
+    let mut all = answers();
+    path_to(&mut all, "a", "b").answered = 40;
+    path_to(&mut all, "a", "c").passes = 1_400;
+    for (node, peer) in [("b", "c"), ("c", "b")] {
+        *path_to(&mut all, node, peer) = PathCheck { answered: 0, passes: 0, ..good(peer) };
+    }
+    let check = all.get_mut(&node_id("b")).unwrap().as_mut().unwrap();
+    check.problems.push("3 routes are missing".into());
+    assert_eq!(
+        wrong(&view, &all),
+        [
+            "a>b: 20 % of packets are lost",
+            "a>c: wrong MTU: packets over 1400 bytes do not pass, containers send up to 1450; \
+             raise the MTU of the links between, or make the network with --opt \
+             com.docker.network.driver.mtu=1400",
+            "b: 3 routes are missing",
+            "b>c: no answer: UDP port 4789 is blocked between 192.0.2.2 and 192.0.2.3, one way or \
+             both",
+            "c>b: no answer: UDP port 4789 is blocked between 192.0.2.3 and 192.0.2.2, one way or \
+             both",
+        ]
+    );
+}
+
+#[test]
+fn a_translated_address_is_named_on_both_sides() {
+    let view = view();
+    let mut all = answers();
+    for (node, peer) in [("a", "b"), ("b", "a")] {
+        *path_to(&mut all, node, peer) = PathCheck { answered: 0, passes: 0, ..good(peer) };
+    }
+    let elsewhere: IpAddr = [198, 51, 100, 7].into();
+    all.get_mut(&node_id("b")).unwrap().as_mut().unwrap().strangers = vec![elsewhere];
+    let told = wrong(&view, &all);
+    assert_eq!(told.len(), 2, "{told:?}");
+    for text in told {
+        assert!(text.contains("NAT between the nodes: b sees packets from 198.51.100.7"), "{text}");
+        assert!(text.contains("none from 192.0.2.1 of a"), "{text}");
+    }
+    // Where every peer answers, it is somebody else.
+    let mut all = answers();
+    all.get_mut(&node_id("b")).unwrap().as_mut().unwrap().strangers = vec![elsewhere];
+    let told = wrong(&view, &all);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("b: packets of this network come from 198.51.100.7"), "{told:?}");
+}
+
+#[test]
+fn nodes_that_said_nothing_and_peers_that_are_missing_are_named() {
+    let view = view();
+    let mut all = answers();
+    all.remove(&node_id("c"));
+    all.insert(node_id("b"), Err("it did not answer within 15 s".into()));
+    let check = all.get_mut(&node_id("a")).unwrap().as_mut().unwrap();
+    check.paths.retain(|path| path.node != node_id("b"));
+    assert_eq!(
+        wrong(&view, &all),
+        [
+            "a>b: it is missing among the peers; it is told within seconds",
+            "a>c: node c is down",
+            "b: it did not answer within 15 s",
+            "c: it is down",
+        ]
+    );
+}
+
+#[test]
+fn a_condition_names_the_peer_and_nothing_that_changes() {
+    let view = view();
+    let bad = |name: &str, trouble| BadPath { network: NETWORK, node: node_id(name), trouble };
+    let all = [bad("b", PathTrouble::Silent), bad("c", PathTrouble::TooLarge(1_450))];
+    let condition = path_condition(&view, &all, |_| false).unwrap();
+    assert_eq!(condition.code, ConditionCode::PeerPath);
+    assert_eq!(
+        condition.message,
+        "b (ingress): no answer over the data path; c (ingress): packets of 1450 bytes do not pass"
+    );
+    let away = path_condition(&view, &all[..1], |node| node == node_id("b"));
+    assert_eq!(away, None, "that it is away is known");
+    assert_eq!(paths_on(&view, NETWORK, &all[1..]), ["c: packets of 1450 bytes do not pass"]);
+    let other = NetworkId(Id::from_u128(78).unwrap());
+    assert!(paths_on(&view, other, &all).is_empty());
+}
