@@ -5,6 +5,8 @@
 //! Invariant: the daemon runs in the host's network namespace and keeps everything in its folder.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,6 +31,8 @@ pub struct Host {
     daemon: Mutex<Option<Child>>,
     /// What goes before the daemon's command line, such as `faketime -f +2h`.
     prefix: Mutex<Vec<String>>,
+    /// Another build than the one that is tested.
+    build: Mutex<Option<PathBuf>>,
 }
 
 impl Host {
@@ -48,6 +52,7 @@ impl Host {
             port,
             daemon: Mutex::new(None),
             prefix: Mutex::new(Vec::new()),
+            build: Mutex::new(None),
         })
     }
 
@@ -104,7 +109,11 @@ impl Host {
         if daemon.is_some() {
             bail!("the daemon of {} runs already", self.name);
         }
-        let shoal = program("shoal", "SHOAL_BIN", false)?;
+        let other = self.build.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shoal = match other {
+            Some(other) => other,
+            None => program("shoal", "SHOAL_BIN", false)?,
+        };
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         // `ip netns exec` would remount /sys and hide the cgroups.
         let mut command = Command::new("nsenter");
@@ -121,6 +130,43 @@ impl Host {
     pub fn start_under(&self, words: &[&str]) {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = words;
+    }
+
+    /// The next start is of another build: the same program, changed where nothing is read.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn start_another_build(&self) -> Result<()> {
+        let copy = self.folder.join("shoal");
+        fs::copy(program("shoal", "SHOAL_BIN", false)?, &copy)?;
+        OpenOptions::new().append(true).open(&copy)?.write_all(b"another build")?;
+        *self.build.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
+        Ok(())
+    }
+
+    /// The process that keeps names while the daemon is away.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn netd(&self) -> Result<Pid> {
+        let dir = self.run_dir();
+        let is_it = |line: &[u8]| {
+            let mut words = line.split(|byte| *byte == 0).skip(1);
+            words.next() == Some(b"netd")
+                && words.next().is_some_and(|word| word.starts_with(dir.as_os_str().as_bytes()))
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            if fs::read(entry.path().join("cmdline")).is_ok_and(|line| is_it(&line)) {
+                found.push(Pid::from_raw(pid));
+            }
+        }
+        match found[..] {
+            [pid] => Ok(pid),
+            _ => bail!("{} processes keep the names of {}", found.len(), self.name),
+        }
     }
 
     /// How the daemon ended, when it did.

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
+use serde::{Deserialize, Serialize};
 use types::Fault;
 
 /// Port of the managers, as Swarm's.
@@ -31,7 +32,7 @@ pub(crate) fn interfaces() -> Vec<Interface> {
 }
 
 /// Reads `--listen-addr`; empty means `0.0.0.0:2377`.
-pub(crate) fn listen(text: &str, interfaces: &[Interface]) -> Result<SocketAddr, Fault> {
+fn listen(text: &str, interfaces: &[Interface]) -> Result<SocketAddr, Fault> {
     if text.is_empty() {
         return Ok(SocketAddr::from(([0, 0, 0, 0], PORT)));
     }
@@ -39,7 +40,7 @@ pub(crate) fn listen(text: &str, interfaces: &[Interface]) -> Result<SocketAddr,
 }
 
 /// Reads `--advertise-addr`; empty means the only address this host has.
-pub(crate) fn advertise(
+fn advertise(
     text: &str,
     listen: SocketAddr,
     interfaces: &[Interface],
@@ -58,16 +59,79 @@ pub(crate) fn advertise(
     Ok(address)
 }
 
-/// Reads `--data-path-addr`: an address or an interface, without a port.
-pub(crate) fn data_path(text: &str, interfaces: &[Interface]) -> Result<String, Fault> {
-    if text.is_empty() {
-        return Ok(String::new());
+/// Where packets of networks come from: one address, or that which a link or the host has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PathAddress {
+    /// An address, a link, or empty for the only address of the host.
+    named: String,
+    /// The address at the time when it was named.
+    address: IpAddr,
+}
+
+impl PathAddress {
+    /// The address as the host is now. One that the host still has is kept, whatever came to it;
+    /// while none can be told, it is the one before.
+    pub(crate) fn now(&self, interfaces: &[Interface], before: Option<IpAddr>) -> IpAddr {
+        let before = before.unwrap_or(self.address);
+        if let Ok(address) = self.named.parse() {
+            return address;
+        }
+        if interfaces.iter().any(|interface| interface.address == before) {
+            return before;
+        }
+        let found = match self.named.is_empty() {
+            true => only_address(interfaces),
+            false => parse("", &self.named, 0, interfaces).map(|address| address.ip()),
+        };
+        found.unwrap_or(before)
     }
-    let address = parse("--data-path-addr", text, 0, interfaces)?;
-    match address.port() {
-        0 => Ok(address.ip().to_string()),
-        _ => Err(Fault::invalid("--data-path-addr", "must be an address or an interface, no port")),
-    }
+}
+
+/// Reads `--data-path-addr`: an address or an interface, without a port. Empty means what others
+/// reach this node by.
+fn data_path(
+    text: &str,
+    advertised: (&str, SocketAddr),
+    interfaces: &[Interface],
+) -> Result<PathAddress, Fault> {
+    let (text, address) = match text.is_empty() {
+        true => (advertised.0, advertised.1.ip()),
+        false => {
+            let address = parse("--data-path-addr", text, 0, interfaces)?;
+            if address.port() != 0 {
+                let message = "must be an address or an interface, no port";
+                return Err(Fault::invalid("--data-path-addr", message));
+            }
+            (text, address.ip())
+        }
+    };
+    let named = match text.parse::<SocketAddr>() {
+        Ok(_) => address.to_string(),
+        Err(_) if text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => address.to_string(),
+        Err(_) => text.split(':').next().unwrap_or_default().to_owned(),
+    };
+    Ok(PathAddress { named, address })
+}
+
+/// What a user says of a node's addresses.
+pub(crate) struct Addresses {
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: SocketAddr,
+    pub(crate) path: PathAddress,
+}
+
+/// Reads all three, on this host.
+pub(crate) fn read(listen: &str, advertise: &str, data_path: &str) -> Result<Addresses, Fault> {
+    let interfaces = interfaces();
+    let listen = self::listen(listen, &interfaces)?;
+    let text = match advertise.is_empty() && !listen.ip().is_unspecified() {
+        true => listen.to_string(),
+        false => advertise.to_owned(),
+    };
+    let advertise = self::advertise(advertise, listen, &interfaces)?;
+    let path = self::data_path(data_path, (&text, advertise), &interfaces)?;
+    Ok(Addresses { listen, advertise, path })
 }
 
 fn parse(
@@ -165,9 +229,37 @@ mod tests {
         assert_eq!(listen("eth0:99", &host).unwrap().to_string(), "10.0.0.5:99");
         assert_eq!(advertise("", any, &host).unwrap().to_string(), "10.0.0.5:2377");
         assert_eq!(advertise("10.9.9.9", any, &host).unwrap().to_string(), "10.9.9.9:2377");
-        assert_eq!(data_path("eth0", &host).unwrap(), "10.0.0.5");
         assert!(listen("eth7", &host).unwrap_err().message.contains("eth7"));
         assert!(advertise("0.0.0.0", any, &host).is_err());
+    }
+
+    #[test]
+    fn what_was_not_named_as_an_address_follows_the_host() {
+        let before = host(&[("lo", "127.0.0.1"), ("eth0", "10.0.0.5"), ("eth1", "10.1.0.5")]);
+        let after = host(&[("lo", "127.0.0.1"), ("eth0", "10.0.0.6"), ("eth1", "10.1.0.6")]);
+        let away = host(&[("lo", "127.0.0.1")]);
+        let own: SocketAddr = "10.0.0.5:2377".parse().unwrap();
+        for (text, advertised, followed) in [
+            ("", "", "10.0.0.5"),
+            ("", "eth0:2377", "10.0.0.6"),
+            ("", "10.0.0.5:2377", "10.0.0.5"),
+            ("", "10.0.0.5", "10.0.0.5"),
+            ("eth1", "", "10.1.0.6"),
+            ("10.1.0.5", "", "10.1.0.5"),
+        ] {
+            let path = data_path(text, (advertised, own), &before).unwrap();
+            let first = path.now(&before, None);
+            assert_eq!(path.now(&away, Some(first)), first, "{text} {advertised}");
+            let next = path.now(&after, Some(first));
+            assert_eq!(next.to_string(), followed, "{text} {advertised}");
+        }
+        let path = data_path("", ("", own), &before).unwrap();
+        let moved = host(&[("eth0", "10.0.0.7")]);
+        assert_eq!(path.now(&moved, None).to_string(), "10.0.0.7");
+        // A further address is none of its business.
+        let both = host(&[("eth0", "10.0.0.5"), ("eth0", "10.0.0.7")]);
+        assert_eq!(path.now(&both, None).to_string(), "10.0.0.5");
+        assert!(data_path("eth1:80", ("", own), &before).is_err());
     }
 
     #[test]

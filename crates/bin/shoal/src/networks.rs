@@ -112,6 +112,11 @@ impl NodeNetwork {
         &self.path
     }
 
+    /// As it was set last.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        *self.address.borrow()
+    }
+
     pub(crate) async fn set_address(&self, address: Option<IpAddr>) -> Result<(), RuntimeError> {
         self.address.send_replace(address);
         self.path.set_address(address).await
@@ -148,7 +153,9 @@ impl NodeNetwork {
     ) {
         let (mut ports, mut wanted) = (self.names.ports(), self.path.reservations());
         let mut trouble = self.path.conditions();
-        let (mut missing, mut epoch) = (false, ports.borrow().epoch);
+        // Whether containers of an earlier daemon are led to this very netd is not known yet.
+        let (mut missing, mut epoch) = (false, None);
+        ports.mark_changed();
         wanted.mark_changed();
         trouble.mark_changed();
         loop {
@@ -164,9 +171,9 @@ impl NodeNetwork {
                 Cause::Shutdown => return,
                 Cause::Resolvers => {
                     let now = ports.borrow_and_update().clone();
-                    if now.epoch != epoch {
+                    if epoch != Some(now.epoch) {
                         match self.lead_to(&now).await {
-                            true => epoch = now.epoch,
+                            true => epoch = Some(now.epoch),
                             false => ports.mark_changed(),
                         }
                     }

@@ -171,6 +171,7 @@ impl Node {
             references.dedup();
             let mut new =
                 self.machine.description(&self.config.hostname, &self.config.labels, references);
+            self.follow_address().await;
             new.data_path = self.data_path().await;
             self.description.send_if_modified(|known| {
                 let changed = *known != new;
@@ -307,12 +308,11 @@ impl Node {
     ) -> Result<v1::InitResponse, Fault> {
         let mut active = self.active.lock().await;
         check_free(&active)?;
-        let interfaces = address::interfaces();
-        let listen = address::listen(&request.listen_addr, &interfaces)?;
-        let advertise = address::advertise(&request.advertise_addr, listen, &interfaces)?;
-        let data_path = address::data_path(&request.data_path_addr, &interfaces)?;
+        let (listen, advertise) = (&request.listen_addr, &request.advertise_addr);
+        let addresses = address::read(listen, advertise, &request.data_path_addr)?;
+        let advertise = addresses.advertise;
         let plan = InitPlan::new(&request, self.source(), self.clock.now())?;
-        let settings = Settings::new(listen, advertise, data_path, vec![advertise.to_string()]);
+        let settings = Settings::new(addresses, vec![advertise.to_string()]);
         match self.found(&plan, settings).await {
             Ok(member) => active.member = Some(member),
             Err(error) => {
@@ -406,16 +406,14 @@ impl Node {
             Fault::invalid("--token", error.to_string().trim_start_matches("--token: "))
         })?;
         let remotes = with_ports(&request.remotes)?;
-        let interfaces = address::interfaces();
-        let listen = address::listen(&request.listen_addr, &interfaces)?;
-        let advertise = address::advertise(&request.advertise_addr, listen, &interfaces)?;
-        let data_path = address::data_path(&request.data_path_addr, &interfaces)?;
+        let (listen, advertise) = (&request.listen_addr, &request.advertise_addr);
+        let addresses = address::read(listen, advertise, &request.data_path_addr)?;
         let key = NodeKey::generate().map_err(|error| internal(&error.into()))?;
         let issued =
             join::issue(&token, &remotes, &key, request.availability, &self.config.hostname)
                 .await?;
         let managers = issued.managers.clone();
-        let settings = Settings::new(listen, advertise, data_path, managers);
+        let settings = Settings::new(addresses, managers);
         let (node_id, manager) = (issued.node_id.clone(), issued.role == NodeRole::Manager as i32);
         match self.enter(settings, key, issued).await {
             Ok(member) => active.member = Some(member),

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::address::{Addresses, PathAddress};
+
 const FORMAT: u32 = 1;
 
 /// Addresses of a member.
@@ -22,19 +24,15 @@ pub(crate) struct Settings {
     pub listen: SocketAddr,
     /// Where others reach it.
     pub advertise: SocketAddr,
-    /// Address of the data path; empty: the advertised one.
-    pub data_path: String,
+    /// Address of the data path.
+    pub data_path: PathAddress,
     /// Managers that were named when it joined.
     pub remotes: Vec<String>,
 }
 
 impl Settings {
-    pub(crate) fn new(
-        listen: SocketAddr,
-        advertise: SocketAddr,
-        data_path: String,
-        remotes: Vec<String>,
-    ) -> Self {
+    pub(crate) fn new(addresses: Addresses, remotes: Vec<String>) -> Self {
+        let Addresses { listen, advertise, path: data_path } = addresses;
         Self { format: FORMAT, listen, advertise, data_path, remotes }
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct Keeper {
     wanted: Wanted,
     /// Ports of the netd in use.
     known: BTreeMap<String, u16>,
+    /// Taken back since the netd in use was asked what it serves.
+    released: BTreeSet<String>,
     epoch: u64,
     pid: u32,
     ports: watch::Sender<Ports>,
@@ -126,6 +128,7 @@ impl Keeper {
             commands,
             wanted: Wanted::default(),
             known: BTreeMap::new(),
+            released: BTreeSet::new(),
             epoch: 0,
             pid: 0,
             ports,
@@ -235,6 +238,9 @@ impl Keeper {
             }
             Call::Release(id) => {
                 self.wanted.containers.remove(&id);
+                if self.refeeding > 0 {
+                    self.released.insert(id.clone());
+                }
                 if self.known.remove(&id).is_some() {
                     self.publish();
                 }
@@ -318,6 +324,11 @@ impl Keeper {
                     self.waiting.insert(tag, waiting);
                     return false;
                 }
+                if waiting.is_refeed {
+                    // What an earlier daemon asked for, too.
+                    let still = all.containers.iter().filter(|(id, _)| !self.released.contains(id));
+                    self.known.extend(still.cloned());
+                }
                 Ok(Answer::Status(std::mem::take(all)))
             }
             (What::Stop, _) => {
@@ -327,6 +338,9 @@ impl Keeper {
             _ => Ok(Answer::Done),
         };
         self.refeeding -= usize::from(waiting.is_refeed);
+        if self.refeeding == 0 {
+            self.released.clear();
+        }
         self.publish();
         answer(waiting.done, result);
         false
@@ -416,6 +430,8 @@ impl Keeper {
         self.epoch += 1;
         self.pid = link.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         self.known.clear();
+        self.released.clear();
+        self.send(&Request::Status, What::Status(Box::default()), None, true);
         self.refeed();
         Ok(link)
     }

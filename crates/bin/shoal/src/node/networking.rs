@@ -5,7 +5,7 @@
 //! Invariant: a node describes its data path before it asks for tasks.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use base::chain;
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use types::DataPath;
 
 use super::Node;
+use crate::address::interfaces;
 use crate::settings::Settings;
 
 impl Node {
@@ -38,8 +39,7 @@ impl Node {
 
     /// Before the agent begins: where VXLAN packets come from, and what there is to say of it.
     pub(super) async fn begin_data_path(&self, settings: &Settings) {
-        let address: IpAddr =
-            settings.data_path.parse().unwrap_or_else(|_| settings.advertise.ip());
+        let address = settings.data_path.now(&interfaces(), None);
         if let Err(error) = self.network.set_address(Some(address)).await {
             tracing::warn!(error = %chain(&error), "the data path has no address yet");
         }
@@ -49,6 +49,20 @@ impl Node {
             known.data_path = path;
             changed
         });
+    }
+
+    /// The host may have another address by now, where its user named none.
+    pub(super) async fn follow_address(&self) {
+        let member = self.active.lock().await.member.as_ref().map(|one| one.settings.clone());
+        let (Some(settings), Some(before)) = (member, self.network.address()) else { return };
+        let address = settings.data_path.now(&interfaces(), Some(before));
+        if address == before {
+            return;
+        }
+        tracing::info!(%before, %address, "the data path has another address");
+        if let Err(error) = self.network.set_address(Some(address)).await {
+            tracing::warn!(error = %chain(&error), "the data path does not have its address yet");
+        }
     }
 
     /// Keeps containers from the managers' ports, on this node and all others. An address with a

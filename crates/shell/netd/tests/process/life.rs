@@ -94,7 +94,13 @@ fn replaced() {
     options.build = "two".into();
     options.handover = DEADLINE;
     let client = lab.wait(Client::connect_or_start(options.clone())).unwrap();
-    let port = lab.serve(&client, "a", &space, &[1]);
+    // Where it listens is known before anybody asks for the container again.
+    let mut ports = client.ports();
+    let port = lab.wait(async {
+        let ports = ports.wait_for(|ports| !ports.by_container.is_empty()).await.unwrap();
+        ports.by_container["a"]
+    });
+    assert_eq!(lab.serve(&client, "a", &space, &[1]), port);
     assert_ne!(lab.pid(&client), old);
     // What was known is known, and both answer until containers ask the new one.
     for port in [old_port, port] {
