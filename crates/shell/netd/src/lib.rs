@@ -16,6 +16,7 @@ mod client;
 mod codec;
 mod counters;
 mod forward;
+mod index;
 mod journal;
 mod keeper;
 mod launch;
