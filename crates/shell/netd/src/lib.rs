@@ -15,6 +15,7 @@ mod cache;
 mod client;
 mod codec;
 mod counters;
+mod datagrams;
 mod forward;
 mod index;
 mod journal;
