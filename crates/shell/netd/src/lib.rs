@@ -9,6 +9,8 @@
 //! The daemon starts netd as `shoal netd DIRECTORY BUILD`. It listens on `netd.sock` in that
 //! directory and keeps what it was told in `netd.state`, so that its successor can go on.
 
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod proto;
 
 mod cache;
