@@ -163,12 +163,10 @@ fn moves(manager: &Host, third: &Host, tasks: &[Task], address: &str) {
     let reaches = move |to| in_namespace(&inside, move || ask_tcp(to)).is_ok();
     assert!(reaches(far));
     let old = format!("{}/24", third.address());
-    third.inside("ip", &["addr", "add", "10.254.0.33/24", "dev", "eth0"]).unwrap().ok().unwrap();
-    third.inside("ip", &["addr", "del", &old, "dev", "eth0"]).unwrap().ok().unwrap();
-    third
-        .inside("ip", &["addr", "replace", "10.254.0.33/24", "dev", "eth0"])
-        .unwrap()
-        .ok()
-        .unwrap();
+    // With the first one its network's others go, too.
+    for words in [["add", address], ["del", &old], ["replace", address]] {
+        let args = [&["addr"], &words[..], &["dev", "eth0"]].concat();
+        third.inside("ip", &args).unwrap().ok().unwrap();
+    }
     wait_until("the task at the new address", LONG, || Ok(reaches(far))).unwrap();
 }

@@ -265,3 +265,50 @@ fn who_does_not_let_go_of_a_task_in_time_is_named_on_its_service() {
     manager.shoal(&["service", "scale", "-d", "web=1"]).unwrap().ok().unwrap();
     wait_until("the reason to go", LONG, || Ok(!reasons()?.contains("still-sent-to"))).unwrap();
 }
+
+/// A port that its node chooses is shown on the task, and leads there.
+#[test]
+fn chosen_host_ports_are_shown_on_their_tasks() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    let udp = ["-p", "mode=host,target=80,protocol=udp,published=8053"];
+    create(
+        manager,
+        &[&["--name", "web", "--mode", "global", "-p", "mode=host,target=80"], &udp[..]].concat(),
+    );
+    let tasks = manager.wait_for_running("web", 3, LONG).unwrap();
+    let shown = |task: &Task| -> anyhow::Result<Option<u16>> {
+        let format = "{{.ID}} {{.Ports}}";
+        let args = ["service", "ps", "--no-trunc", "--format", format, "web"];
+        let lines = manager.shoal(&args)?.lines()?;
+        let line = lines.iter().find_map(|line| line.strip_prefix(&task.id));
+        let ports = line.unwrap_or_default().trim();
+        let tcp = ports.split(',').find_map(|port| port.strip_suffix("->80/tcp"));
+        assert!(ports.is_empty() || ports.contains("*:8053->80/udp"), "{ports}");
+        Ok(tcp.and_then(|port| port.strip_prefix("*:")?.parse().ok()))
+    };
+    let chosen: Vec<u16> = tasks
+        .iter()
+        .map(|task| {
+            let port = wait_for("its port", SHORT, || shown(task)).unwrap();
+            let seen = lab.client().ask(on(&lab, task).port_v4(port)).unwrap();
+            assert_eq!((seen.task.as_str(), seen.node.as_str()), (&*task.name, &*task.node));
+            port
+        })
+        .collect();
+    // They are the same after the daemon's death, and gone with the task.
+    let third = lab.host(3);
+    let (at, task) = tasks.iter().enumerate().find(|(_, task)| task.node == "h3").unwrap();
+    third.kill().unwrap();
+    third.start().unwrap();
+    manager.wait_for_nodes(3, LONG).unwrap();
+    assert_eq!(shown(task).unwrap(), Some(chosen[at]));
+    lab.client().ask(third.port_v4(chosen[at])).unwrap();
+    manager
+        .shoal(&["service", "update", "--force", "--wait-timeout", "1m", "web"])
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert_eq!(shown(task).unwrap(), None);
+    manager.wait_for_running("web", 3, LONG).unwrap();
+}

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order in which the two learn of a change, and carrying what one says to the other.
 //! Does not know: netlink, resolvers. Invariant: a name is given out once the data path leads where
-//! it says, and a container starts once its names are served.
+//! it says, and not any more once its task leaves; a container starts once its names are served.
 
 mod api;
 mod connect;
@@ -329,8 +329,17 @@ impl Network for NodeNetwork {
         self.learn_internal(&update);
         let _turn = self.turn.lock().await;
         self.index.store(update.index, Ordering::Relaxed);
+        // Nobody is sent to one that leaves while the data path is still at work, or in trouble.
+        let told = match names::departures(&update) {
+            Some(departures) => self.names.update(&departures).await,
+            None => Ok(()),
+        };
         self.path.update(update.clone()).await?;
-        self.names.update(&update).await.map_err(|error| failed("change names", &error))
+        let told = match told {
+            Ok(()) => self.names.update(&update).await,
+            failed => failed,
+        };
+        told.map_err(|error| failed("change names", &error))
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {

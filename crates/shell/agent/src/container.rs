@@ -3,8 +3,10 @@
 //! Owns: names, labels, environment and limits of a task's container, as docker's users expect.
 //! Does not know: how a container is made. Invariant: a function of its arguments.
 
+use std::sync::Arc;
+
 use base::Millis;
-use ports::network::{Attached, ContainerNetwork, Drain};
+use ports::network::{Attached, ContainerNetwork, Drain, HostPort};
 use ports::runtime::ContainerConfig;
 use types::{Attachment, Fault, NodeId, ServiceId, Slot, TaskId, TaskNetwork, TaskSpec};
 use wire::v1;
@@ -42,6 +44,8 @@ pub(crate) struct TaskNetworking {
     pub container: ContainerNetwork,
     /// `None`: nothing leads to it, so that it may be stopped at once.
     pub drain: Option<Drain>,
+    /// Ports of this node that lead to it, as far as they are known.
+    pub ports: Option<Arc<Vec<HostPort>>>,
 }
 
 impl TaskNetworking {
@@ -60,7 +64,7 @@ impl TaskNetworking {
             dns: spec.container.dns.clone().unwrap_or_default(),
             ..ContainerNetwork::default()
         };
-        let Some(assigned) = assigned else { return Ok(Self { container, drain: None }) };
+        let Some(assigned) = assigned else { return Ok(Self::of(container, None)) };
         let given = assigned.network.clone().unwrap_or_default();
         let given: TaskNetwork = given.try_into()?;
         container.connected = given.connected.iter().map(|one| one.attachment).collect();
@@ -69,7 +73,16 @@ impl TaskNetworking {
         container.host_ports = ports.collect::<Result<_, Fault>>()?;
         let (min, max) = (Millis(assigned.drain_min_ms), Millis(assigned.drain_max_ms));
         let drain = (max > Millis::ZERO).then_some(Drain { min: min.min(max), max });
-        Ok(Self { container, drain })
+        Ok(Self::of(container, drain))
+    }
+
+    fn of(container: ContainerNetwork, drain: Option<Drain>) -> Self {
+        Self { container, drain, ports: None }
+    }
+
+    /// Keeps which ports were chosen.
+    pub(crate) fn learn_ports(&mut self, attached: &[HostPort]) {
+        self.ports = (!attached.is_empty()).then(|| Arc::new(attached.to_vec()));
     }
 
     /// It joins networks that the managers have to tell of first.

@@ -76,6 +76,7 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     pub(crate) async fn run(mut self) {
         let mut failures = 0;
         self.recall_connections().await;
+        self.recall_ports().await;
         loop {
             let wanted = *self.wanted.borrow_and_update();
             let step = decide_step(wanted, &self.status, &self.observed, self.node.clock.now());
@@ -125,6 +126,26 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
         }
     }
 
+    /// Which ports an earlier daemon chose, when it did not come to say so.
+    async fn recall_ports(&mut self) {
+        let is_made = matches!(self.observed, Observed::Created | Observed::Running { .. });
+        let publishes = !self.network.container.host_ports.is_empty();
+        if self.status.state >= TaskState::Running || !is_made || !publishes {
+            return;
+        }
+        let mut wanted = self.wanted.clone();
+        tokio::select! {
+            biased;
+            _ = wanted.wait_for(|wanted| !is_wanted(*wanted)) => {}
+            attached = self.attach() => match attached {
+                Ok(attached) => self.network.learn_ports(&attached.host_ports),
+                Err(error) => {
+                    tracing::warn!(task.id = %self.identity.id, %error, "its ports are not known");
+                }
+            },
+        }
+    }
+
     fn id(&self) -> String {
         self.identity.id.to_string()
     }
@@ -135,9 +156,28 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     }
 
     async fn report(&mut self, status: TaskStatus) {
+        let ports = self.network.ports.clone().filter(|_| status.state == TaskState::Running);
+        let status = TaskStatus { ports, ..status };
         tracing::debug!(task.id = %self.identity.id, state = status.state.name(), "task moved");
+        let is_over = status.state.is_terminal();
+        let publishes = !self.network.container.host_ports.is_empty();
+        if is_over && publishes {
+            // Whoever comes after it may want the same port.
+            self.leave().await;
+        }
         self.status = status.clone();
         let _ = self.node.updates.send(Update::Status(self.identity.id, status)).await;
+        if is_over && !publishes {
+            self.leave().await;
+        }
+    }
+
+    /// What has ended needs no network, though its container stays for its logs.
+    async fn leave(&self) {
+        if let Err(error) = self.node.network.detach(&self.id()).await {
+            // Tried again with the removal of its container.
+            tracing::warn!(task.id = %self.identity.id, %error, "its network is not left");
+        }
     }
 
     async fn fail(&mut self, error: &RuntimeError) {
@@ -175,7 +215,8 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
             prepared = self.prepare_all() => prepared,
         };
         match prepared {
-            Ok(()) => {
+            Ok(attached) => {
+                self.network.learn_ports(&attached.host_ports);
                 self.observed = Observed::Created;
                 Outcome::Done
             }
@@ -184,11 +225,13 @@ impl<R: Runtime, N: Network, C: Clock> TaskLoop<R, N, C> {
     }
 
     /// Image and network at the same time, then the container.
-    async fn prepare_all(&self) -> Result<(), RuntimeError> {
+    async fn prepare_all(&self) -> Result<Attached, RuntimeError> {
         let (image, attached) = tokio::join!(self.image(), self.attach());
         image?;
-        let config = container_config(&self.identity, &self.spec, attached?);
-        self.node.runtime.create(&config).await
+        let attached = attached?;
+        let config = container_config(&self.identity, &self.spec, attached.clone());
+        self.node.runtime.create(&config).await?;
+        Ok(attached)
     }
 
     /// Joins its networks, once this node knows them.

@@ -63,6 +63,28 @@ impl Writer {
         self.blob(text.as_bytes());
     }
 
+    /// Four flags in a byte.
+    pub(crate) fn flags(&mut self, flags: [bool; 4]) {
+        self.u8(flags.iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(*flag)));
+    }
+
+    /// Names: a number, then each with its length. What is too long for a name is left out.
+    pub(crate) fn texts<'t>(&mut self, texts: impl IntoIterator<Item = &'t String>) {
+        let at = self.bytes.len();
+        self.u16(0);
+        let mut count = 0_u16;
+        for text in texts {
+            let Ok(length) = u8::try_from(text.len()) else { continue };
+            if count == u16::MAX {
+                break;
+            }
+            count += 1;
+            self.u8(length);
+            self.raw(text.as_bytes());
+        }
+        self.bytes[at..at + 2].copy_from_slice(&count.to_le_bytes());
+    }
+
     pub(crate) fn list<T>(&mut self, items: &[T], mut each: impl FnMut(&mut Self, &T)) {
         self.u32(items.len() as u32);
         for item in items {
@@ -138,9 +160,28 @@ impl<'a> Reader<'a> {
         self.raw(length)
     }
 
+    pub(crate) fn str(&mut self) -> Result<&'a str, CodecError> {
+        std::str::from_utf8(self.blob()?).map_err(|_| CodecError::Text)
+    }
+
     pub(crate) fn text(&mut self) -> Result<String, CodecError> {
-        let bytes = self.blob()?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| CodecError::Text)
+        self.str().map(str::to_owned)
+    }
+
+    pub(crate) fn flags(&mut self) -> Result<[bool; 4], CodecError> {
+        let byte = self.u8()?;
+        Ok([0, 1, 2, 3].map(|bit| byte >> bit & 1 != 0))
+    }
+
+    /// As [`Writer::texts`] writes them; all are read here, and given later.
+    pub(crate) fn texts(&mut self) -> Result<Texts<'a>, CodecError> {
+        let count = self.u16()?;
+        let begin = self.rest;
+        for _ in 0..count {
+            let length = usize::from(self.u8()?);
+            std::str::from_utf8(self.raw(length)?).map_err(|_| CodecError::Text)?;
+        }
+        Ok(Texts { left: count, rest: begin })
     }
 
     pub(crate) fn list<T>(
@@ -168,24 +209,27 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(crate) fn v4(&mut self) -> Result<Option<Ipv4Addr>, CodecError> {
-        match self.address()? {
-            None => Ok(None),
-            Some(IpAddr::V4(v4)) => Ok(Some(v4)),
-            Some(IpAddr::V6(_)) => Err(CodecError::Value("an IPv4 address")),
-        }
-    }
-
-    pub(crate) fn v6(&mut self) -> Result<Option<Ipv6Addr>, CodecError> {
-        match self.address()? {
-            None => Ok(None),
-            Some(IpAddr::V6(v6)) => Ok(Some(v6)),
-            Some(IpAddr::V4(_)) => Err(CodecError::Value("an IPv6 address")),
-        }
-    }
-
     pub(crate) fn net(&mut self) -> Result<IpNet, CodecError> {
         let address = self.address()?.ok_or(CodecError::Value("a subnet"))?;
         IpNet::new(address, self.u8()?).map_err(|_| CodecError::Value("a subnet"))
+    }
+}
+
+/// Names where they lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Texts<'a> {
+    left: u16,
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Texts<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        self.left = self.left.checked_sub(1)?;
+        let (length, rest) = self.rest.split_first()?;
+        let (text, rest) = rest.split_at_checked(usize::from(*length))?;
+        self.rest = rest;
+        std::str::from_utf8(text).ok()
     }
 }

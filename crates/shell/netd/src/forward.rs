@@ -153,7 +153,7 @@ fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
 }
 
 /// It answers this very question.
-fn fits(answer: &[u8], id: u16, query: &Query<'_>) -> bool {
+pub(crate) fn fits(answer: &[u8], id: u16, query: &Query<'_>) -> bool {
     let Some((header, body)) = answer.split_first_chunk::<HEADER_BYTES>() else { return false };
     let is_answer = header[..2] == id.to_be_bytes() && header[2] & 0x80 != 0;
     let repeats = header[4..6] == [0, 1]

@@ -20,7 +20,7 @@ use crate::launch;
 use crate::link::{ANSWER_TIME, Link};
 use crate::part::{Change, Mirror};
 use crate::proto::{PIECE_BYTES_MAX, Reply, Request};
-use crate::server::{directory_frames, reserve_requests};
+use crate::server::{directory_requests, reserve_requests};
 use crate::{Container, Scope};
 
 #[derive(Debug)]
@@ -273,7 +273,7 @@ impl Keeper {
             self.wanted.is_whole[slot] = true;
         }
         self.wanted.index[slot] = index;
-        let pieces = change.pieces(PIECE_BYTES_MAX);
+        let pieces: Vec<Vec<u8>> = change.pieces(PIECE_BYTES_MAX).collect();
         self.wanted.mirrors[slot].apply(change);
         let last = pieces.len() - 1;
         let mut done = done;
@@ -442,12 +442,12 @@ impl Keeper {
             if !self.wanted.is_whole[slot] {
                 continue;
             }
-            let tag = self.tag();
-            let index = self.wanted.index[slot];
-            let mirror = &self.wanted.mirrors[slot];
-            let frames: Vec<Vec<u8>> = directory_frames(scope, mirror, index, tag).collect();
-            self.outbox.extend(frames);
-            self.wait(tag, What::Plain, None, true);
+            let pieces = self.wanted.mirrors[slot].pieces(PIECE_BYTES_MAX);
+            let requests: Vec<Request> =
+                directory_requests(scope, pieces, self.wanted.index[slot]).collect();
+            for request in requests {
+                self.send(&request, What::Plain, None, true);
+            }
         }
         let containers: Vec<Container> = self.wanted.containers.values().cloned().collect();
         for container in containers {

@@ -9,13 +9,17 @@
 //! The daemon starts netd as `shoal netd DIRECTORY BUILD`. It listens on `netd.sock` in that
 //! directory and keeps what it was told in `netd.state`, so that its successor can go on.
 
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod proto;
 
 mod cache;
 mod client;
 mod codec;
 mod counters;
+mod datagrams;
 mod forward;
+mod index;
 mod journal;
 mod keeper;
 mod launch;

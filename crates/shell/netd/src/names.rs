@@ -1,93 +1,90 @@
 //! What every name and address of a network stands for.
 //!
-//! Owns: the tables that questions are looked up in, kept in step with the parts of a directory.
+//! Owns: the parts of a directory, and the tables that questions are looked up in.
 //! Does not know: DNS messages, containers, sockets.
 //! Invariant: the tables say what the parts say, no more: a part that is gone leaves no name.
+//!
+//! The tables hold numbers of parts; whether one is meant is read from the part itself.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use types::{EndpointMode, NetworkId, ServiceId, TaskId};
+use types::{EndpointMode, NetworkId, ServiceId};
 
 use crate::codec::CodecError;
-use crate::part::{Change, Endpoint, Mirror, Network, Part, Port, Service};
+use crate::index::Index;
+use crate::part::{
+    Change, Endpoint, Item, ObjectKey, Part, PartKey, Service, both, endpoint_addresses, items,
+    pieces,
+};
 
 /// Seconds for which an answer with virtual addresses may be kept.
 pub(crate) const VIRTUAL_TTL_SECS: u32 = 30;
 /// Seconds for which an answer with addresses of tasks may be kept.
 pub(crate) const TASK_TTL_SECS: u32 = 1;
 
-/// The tables of all networks of one directory, and the parts they follow from.
+/// All networks of one directory.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    mirror: Mirror,
     networks: HashMap<NetworkId, Names>,
 }
 
 /// The names of one network.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// The network's own name as a key; empty until it is known.
-    suffix: Box<[u8]>,
-    name: String,
-    subnets: Vec<IpNet>,
+    own: Option<Own>,
+    /// By their numbers; empty: the number is free.
+    parts: Vec<Box<[u8]>>,
+    free: Vec<u32>,
+    hashing: RandomState,
+    by_key: Index,
+    by_name: Index,
+    by_address: Index,
     services: HashMap<ServiceId, Balanced>,
-    endpoints: HashMap<TaskId, Address>,
-    names: HashMap<Box<[u8]>, Targets>,
-    reverse: HashMap<IpAddr, Vec<(Owner, String)>>,
+}
+
+/// What the network says of itself.
+#[derive(Debug)]
+struct Own {
+    part: Box<[u8]>,
+    name: String,
+    /// The name as a key.
+    suffix: Box<[u8]>,
+    subnets: Vec<IpNet>,
 }
 
 /// A service, and who serves it.
 #[derive(Debug, Default)]
 struct Balanced {
-    /// Its own part is there, not only endpoints of it.
-    is_known: bool,
-    is_dnsrr: bool,
-    v4: Option<IpAddr>,
-    v6: Option<IpAddr>,
-    ports: Vec<Port>,
-    serving: Vec<Serving>,
+    /// Its own part; endpoints may be there before it.
+    part: Option<u32>,
+    serving: Vec<u32>,
 }
 
-#[derive(Debug)]
-struct Serving {
-    task: TaskId,
-    v4: Option<IpAddr>,
-    v6: Option<IpAddr>,
-}
-
-#[derive(Debug)]
-struct Address {
-    v4: Option<IpAddr>,
-    v6: Option<IpAddr>,
-    serving: bool,
-    /// First of its names.
-    name: String,
-}
-
-/// Who has an address.
+/// What a name stands for: the number of a part, and what of it is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    Service(ServiceId),
-    Endpoint(TaskId),
-}
-
-/// What a name stands for; seldom more than one thing.
-type Targets = Vec<Target>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    Service(ServiceId),
-    Tasks(ServiceId),
-    Endpoint(TaskId),
+enum Target {
+    Service(u32),
+    Tasks(u32),
+    Endpoint(u32),
 }
 
 /// A name that was found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found<'a> {
     network: &'a Names,
-    targets: &'a [Target],
+    name: Looked<'a>,
+    /// What follows `tasks.`
+    tasks_of: Option<Looked<'a>>,
+}
+
+/// A name that is looked for, and its hash.
+#[derive(Clone, Copy, Debug)]
+struct Looked<'a> {
+    key: &'a [u8],
+    hash: u32,
 }
 
 /// One endpoint or service behind a named port.
@@ -113,33 +110,39 @@ pub(crate) enum Reverse {
 }
 
 impl Directory {
-    pub(crate) fn mirror(&self) -> &Mirror {
-        &self.mirror
-    }
-
     /// Takes a change in. A part that cannot be read is left out and counted.
     pub(crate) fn apply(&mut self, change: Change) -> usize {
-        let mut unreadable = 0;
         for key in &change.removed {
-            for bytes in self.mirror.remove(key) {
-                self.take_out(&bytes);
+            self.remove(key);
+        }
+        change.parts.into_iter().map(|(network, part)| self.put(network, part)).sum()
+    }
+
+    /// The same, of one piece.
+    pub(crate) fn take_piece(&mut self, piece: &[u8]) -> Result<usize, CodecError> {
+        let mut unreadable = 0;
+        for item in items(piece) {
+            match item? {
+                Item::Removed(key) => self.remove(&key),
+                Item::Part(network, part) => unreadable += self.put(network, part.into()),
             }
         }
-        for (key, bytes) in change.parts {
-            match Part::decode(&bytes) {
-                Ok(Some(part)) => {
-                    if let Some(old) = self.mirror.insert(key, bytes) {
-                        self.take_out(&old);
-                    }
-                    self.take_in(part);
-                }
-                Ok(None) => {}
-                Err(CodecError::Short | CodecError::Text | CodecError::Value(_)) => {
-                    unreadable += 1;
-                }
-            }
-        }
-        unreadable
+        Ok(unreadable)
+    }
+
+    /// Parts, of all networks.
+    pub(crate) fn len(&self) -> usize {
+        self.networks.values().map(Names::len).sum()
+    }
+
+    /// All of it in pieces that make the same again; at least one.
+    pub(crate) fn pieces(&self, bytes_max: usize) -> impl Iterator<Item = Vec<u8>> + '_ {
+        let parts = self.networks.iter().flat_map(|(id, names)| {
+            let own = names.own.iter().map(|own| &own.part);
+            let others = names.parts.iter().filter(|part| !part.is_empty());
+            own.chain(others).map(|part| Item::Part(*id, part))
+        });
+        pieces(parts, bytes_max)
     }
 
     /// The names of a network; `None` for one that no part is on.
@@ -147,162 +150,159 @@ impl Directory {
         self.networks.get(&id)
     }
 
-    fn take_in(&mut self, part: Part) {
-        match part {
-            Part::Network(part) => self.networks.entry(part.id).or_default().identify(part),
-            Part::Service(part) => {
-                self.networks.entry(part.network).or_default().add_service(part);
-            }
-            Part::Endpoint(part) => {
-                self.networks.entry(part.network).or_default().add_endpoint(part);
-            }
-        }
+    /// How many could not be read: none or one.
+    fn put(&mut self, network: NetworkId, part: Box<[u8]>) -> usize {
+        let names = match Part::read(&part) {
+            Ok(Some(_)) => self.networks.entry(network).or_default(),
+            Ok(None) => return 0,
+            Err(CodecError::Short | CodecError::Text | CodecError::Value(_)) => return 1,
+        };
+        names.put(part);
+        0
     }
 
-    fn take_out(&mut self, bytes: &[u8]) {
-        // It was readable when it came in.
-        let Ok(Some(part)) = Part::decode(bytes) else { return };
-        let id = match &part {
-            Part::Network(part) => part.id,
-            Part::Service(part) => part.network,
-            Part::Endpoint(part) => part.network,
-        };
-        let Some(names) = self.networks.get_mut(&id) else { return };
-        match &part {
-            Part::Network(_) => names.forget_itself(),
-            Part::Service(part) => names.remove_service(part),
-            Part::Endpoint(part) => names.remove_endpoint(part),
+    fn remove(&mut self, key: &PartKey) {
+        if key.is_network() {
+            self.networks.remove(&key.network);
+            return;
         }
-        if names.is_empty() {
-            self.networks.remove(&id);
+        let Some(names) = self.networks.get_mut(&key.network) else { return };
+        if let Some(number) = names.number_of(&key.object) {
+            names.take_out(number);
+        }
+        if names.len() == 0 {
+            self.networks.remove(&key.network);
         }
     }
 }
 
 impl Names {
-    fn identify(&mut self, part: Network) {
-        self.suffix = key_of(&part.name).unwrap_or_default();
-        self.name = part.name;
-        self.subnets = part.subnets;
+    fn len(&self) -> usize {
+        self.parts.len() - self.free.len() + usize::from(self.own.is_some())
     }
 
-    fn forget_itself(&mut self) {
-        self.suffix = Box::default();
-        self.name = String::new();
-        self.subnets = Vec::new();
-    }
-
-    fn is_empty(&self) -> bool {
-        self.name.is_empty() && self.services.is_empty() && self.endpoints.is_empty()
-    }
-
-    fn add_service(&mut self, part: Service) {
-        for (name, target) in service_names(&part) {
-            self.add_name(&name, target);
+    /// Takes in a part that can be read, in the place of the one with its key.
+    fn put(&mut self, bytes: Box<[u8]>) {
+        let Ok(Some(part)) = Part::read(&bytes) else { return };
+        if let Part::Network(part) = part {
+            let suffix = key_of(part.name).unwrap_or_default();
+            let (name, subnets) = (part.name.to_owned(), part.subnets);
+            self.own = Some(Own { part: bytes, name, suffix, subnets });
+            return;
         }
-        for address in [part.v4, part.v6].into_iter().flatten() {
-            self.add_reverse(address, Owner::Service(part.id), &part.name);
+        let Some(PartKey { object, .. }) = PartKey::of(NetworkId::MIN, &bytes) else { return };
+        if let Some(old) = self.number_of(&object) {
+            self.take_out(old);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.parts.push(Box::default());
+            self.parts.len() as u32 - 1
+        });
+        self.by_key.insert(self.hash(&object), number);
+        match part {
+            Part::Service(part) => self.add_service(number, &object, &part),
+            Part::Endpoint(part) => self.add_endpoint(number, &part),
+            Part::Network(_) => {}
+        }
+        self.parts[number as usize] = bytes;
+    }
+
+    fn take_out(&mut self, number: u32) {
+        let bytes = std::mem::take(&mut self.parts[number as usize]);
+        self.free.push(number);
+        let Some(PartKey { object, .. }) = PartKey::of(NetworkId::MIN, &bytes) else { return };
+        self.by_key.remove(self.hash(&object), number);
+        // It was readable when it came in.
+        match Part::read(&bytes) {
+            Ok(Some(Part::Service(part))) => self.remove_service(number, &object, &part),
+            Ok(Some(Part::Endpoint(part))) => self.remove_endpoint(number, &part),
+            _ => {}
+        }
+    }
+
+    fn add_service(&mut self, number: u32, object: &ObjectKey, part: &Service<'_>) {
+        for name in part.names.clone() {
+            self.add_name(name, number);
+        }
+        for address in both(part.v4, part.v6) {
+            self.by_address.insert(self.hash_address(address), number);
         }
         // Endpoints may be there before their service, and stay when it is replaced.
-        let balanced = self.services.entry(part.id).or_default();
-        balanced.is_known = true;
-        balanced.is_dnsrr = part.mode == EndpointMode::Dnsrr;
-        (balanced.v4, balanced.v6, balanced.ports) = (part.v4, part.v6, part.ports);
+        let Some(id) = ServiceId::from_bytes(&object[1..]) else { return };
+        self.services.entry(id).or_default().part = Some(number);
     }
 
-    fn remove_service(&mut self, part: &Service) {
-        for (name, target) in service_names(part) {
-            self.remove_name(&name, target);
+    fn remove_service(&mut self, number: u32, object: &ObjectKey, part: &Service<'_>) {
+        for name in part.names.clone() {
+            self.remove_name(name, number);
         }
-        for address in [part.v4, part.v6].into_iter().flatten() {
-            self.remove_reverse(address, Owner::Service(part.id));
+        for address in both(part.v4, part.v6) {
+            self.by_address.remove(self.hash_address(address), number);
         }
-        if let Some(balanced) = self.services.get_mut(&part.id) {
-            balanced.is_known = false;
-            if balanced.serving.is_empty() {
-                self.services.remove(&part.id);
-            }
+        let Some(id) = ServiceId::from_bytes(&object[1..]) else { return };
+        let Some(balanced) = self.services.get_mut(&id) else { return };
+        balanced.part = None;
+        if balanced.serving.is_empty() {
+            self.services.remove(&id);
         }
     }
 
-    fn add_endpoint(&mut self, part: Endpoint) {
-        for name in &part.names {
-            self.add_name(name, Target::Endpoint(part.task));
+    fn add_endpoint(&mut self, number: u32, part: &Endpoint<'_>) {
+        for name in part.names.clone() {
+            self.add_name(name, number);
         }
-        let name = part.names.first().cloned().unwrap_or_default();
-        for address in [part.v4, part.v6].into_iter().flatten() {
-            self.add_reverse(address, Owner::Endpoint(part.task), &name);
+        // One without a name is nothing that an address could be called.
+        for address in both(part.v4, part.v6).filter(|_| !part.name().is_empty()) {
+            self.by_address.insert(self.hash_address(address), number);
         }
         if let (Some(service), true) = (part.service, part.serving) {
-            let serving = Serving { task: part.task, v4: part.v4, v6: part.v6 };
-            self.services.entry(service).or_default().serving.push(serving);
+            self.services.entry(service).or_default().serving.push(number);
         }
-        let address = Address { v4: part.v4, v6: part.v6, serving: part.serving, name };
-        self.endpoints.insert(part.task, address);
     }
 
-    fn remove_endpoint(&mut self, part: &Endpoint) {
-        for name in &part.names {
-            self.remove_name(name, Target::Endpoint(part.task));
+    fn remove_endpoint(&mut self, number: u32, part: &Endpoint<'_>) {
+        for name in part.names.clone() {
+            self.remove_name(name, number);
         }
-        for address in [part.v4, part.v6].into_iter().flatten() {
-            self.remove_reverse(address, Owner::Endpoint(part.task));
+        for address in both(part.v4, part.v6) {
+            self.by_address.remove(self.hash_address(address), number);
         }
-        self.endpoints.remove(&part.task);
         let Some(service) = part.service.filter(|_| part.serving) else { return };
         let Some(balanced) = self.services.get_mut(&service) else { return };
-        balanced.serving.retain(|serving| serving.task != part.task);
-        if balanced.serving.is_empty() && !balanced.is_known {
+        balanced.serving.retain(|other| *other != number);
+        if balanced.serving.is_empty() && balanced.part.is_none() {
             self.services.remove(&service);
         }
     }
 
-    fn add_name(&mut self, name: &str, target: Target) {
-        let Some(key) = key_of(name) else { return };
-        let targets = self.names.entry(key).or_default();
-        if !targets.contains(&target) {
-            targets.push(target);
+    fn add_name(&mut self, name: &str, number: u32) {
+        if let Some(hash) = self.hash_name(name) {
+            self.by_name.insert(hash, number);
         }
     }
 
-    fn remove_name(&mut self, name: &str, target: Target) {
-        let Some(key) = key_of(name) else { return };
-        if let Some(targets) = self.names.get_mut(&key) {
-            targets.retain(|other| *other != target);
-            if targets.is_empty() {
-                self.names.remove(&key);
-            }
-        }
-    }
-
-    fn add_reverse(&mut self, address: IpAddr, owner: Owner, name: &str) {
-        if !name.is_empty() {
-            self.reverse.entry(address).or_default().push((owner, name.to_owned()));
-        }
-    }
-
-    fn remove_reverse(&mut self, address: IpAddr, owner: Owner) {
-        if let Some(owners) = self.reverse.get_mut(&address) {
-            owners.retain(|(other, _)| *other != owner);
-            if owners.is_empty() {
-                self.reverse.remove(&address);
-            }
+    fn remove_name(&mut self, name: &str, number: u32) {
+        if let Some(hash) = self.hash_name(name) {
+            self.by_name.remove(hash, number);
         }
     }
 }
 
 impl Names {
-    pub(crate) fn find(&self, key: &[u8]) -> Option<Found<'_>> {
-        let targets = self.names.get(key)?;
-        Some(Found { network: self, targets })
+    pub(crate) fn find<'a>(&'a self, key: &'a [u8]) -> Option<Found<'a>> {
+        let looked = |key: &'a [u8]| Looked { key, hash: self.hash(key) };
+        let tasks_of = key.strip_prefix(TASKS).filter(|rest| !rest.is_empty()).map(looked);
+        let found = Found { network: self, name: looked(key), tasks_of };
+        found.targets().next().is_some().then_some(found)
     }
 
     /// The part of `key` before this network's name, when it ends with it.
     pub(crate) fn prefix_of<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
-        if self.suffix.is_empty() || !key.ends_with(&self.suffix) {
+        let suffix = self.own.as_ref().map_or(&[][..], |own| &own.suffix);
+        if suffix.is_empty() || !key.ends_with(suffix) {
             return None;
         }
-        let end = key.len() - self.suffix.len();
+        let end = key.len() - suffix.len();
         let mut at = 0;
         while at < end {
             at += 1 + usize::from(key[at]);
@@ -313,55 +313,107 @@ impl Names {
 
     /// Who has an address on this network.
     pub(crate) fn reverse(&self, address: IpAddr) -> Reverse {
-        match self.reverse.get(&address).and_then(|owners| owners.last()) {
-            Some((owner, name)) => {
-                let ttl = match owner {
-                    Owner::Service(_) => VIRTUAL_TTL_SECS,
-                    Owner::Endpoint(_) => TASK_TTL_SECS,
-                };
-                let name = if self.name.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{name}.{}", self.name)
-                };
-                Reverse::Named { name, ttl }
+        let owners = self.by_address.find(self.hash_address(address));
+        let named = owners.filter_map(|number| match self.part(number)? {
+            Part::Service(part) if both(part.v4, part.v6).any(|own| own == address) => {
+                Some((part.name(), VIRTUAL_TTL_SECS))
             }
-            None if self.subnets.iter().any(|net| net.contains(&address)) => Reverse::Unused,
-            None => Reverse::Foreign,
+            Part::Endpoint(part) if both(part.v4, part.v6).any(|own| own == address) => {
+                Some((part.name(), TASK_TTL_SECS))
+            }
+            _ => None,
+        });
+        let own = self.own.as_ref();
+        // The one that came last.
+        if let Some((name, ttl)) = named.last() {
+            let name = match own.filter(|own| !own.name.is_empty()) {
+                Some(own) => format!("{name}.{}", own.name),
+                None => name.to_owned(),
+            };
+            return Reverse::Named { name, ttl };
         }
+        let mut subnets = own.iter().flat_map(|own| &own.subnets);
+        if subnets.any(|net| net.contains(&address)) { Reverse::Unused } else { Reverse::Foreign }
+    }
+
+    /// Parts of that name, in the order in which they came.
+    fn named<'a>(&'a self, name: Looked<'a>) -> impl Iterator<Item = (u32, Part<'a>)> + 'a {
+        self.by_name.find(name.hash).filter_map(move |number| {
+            let part = self.part(number)?;
+            let mut names = match &part {
+                Part::Service(part) => part.names.clone(),
+                Part::Endpoint(part) => part.names.clone(),
+                Part::Network(_) => return None,
+            };
+            names.any(|own| is_named(own, name.key)).then_some((number, part))
+        })
+    }
+
+    fn part(&self, number: u32) -> Option<Part<'_>> {
+        Part::read(self.parts.get(number as usize)?).ok().flatten()
+    }
+
+    fn number_of(&self, object: &ObjectKey) -> Option<u32> {
+        let mut numbers = self.by_key.find(self.hash(object));
+        numbers.find(|number| self.parts[*number as usize].starts_with(object))
+    }
+
+    fn hash(&self, bytes: &[u8]) -> u32 {
+        let mut hasher = self.hashing.build_hasher();
+        hasher.write(bytes);
+        hasher.finish() as u32
+    }
+
+    fn hash_address(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(v4) => self.hash(&v4.octets()),
+            IpAddr::V6(v6) => self.hash(&v6.octets()),
+        }
+    }
+
+    /// `None` when it cannot be a name in a question.
+    fn hash_name(&self, name: &str) -> Option<u32> {
+        let mut key = [0; NAME_BYTES_MAX];
+        key_into(name, &mut key).map(|length| self.hash(&key[..length]))
     }
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    fn targets(&self) -> impl Iterator<Item = Target> + 'a {
+        let network = self.network;
+        let own = network.named(self.name).map(|(number, part)| match part {
+            Part::Service(_) | Part::Network(_) => Target::Service(number),
+            Part::Endpoint(_) => Target::Endpoint(number),
+        });
+        let tasks_of = self.tasks_of.into_iter().flat_map(|name| network.named(name));
+        let services = tasks_of.filter(|(_, part)| matches!(part, Part::Service(_)));
+        own.chain(services.map(|(number, _)| Target::Tasks(number)))
+    }
+
     /// Adds all addresses, of both families, and says for how many seconds they may be kept.
     pub(crate) fn addresses(&self, into: &mut Vec<IpAddr>) -> u32 {
         let mut ttl = VIRTUAL_TTL_SECS;
         let mut is_service = false;
-        for target in self.targets {
-            match target {
-                Target::Service(id) => {
-                    is_service = true;
-                    ttl = ttl.min(self.network.virtual_or_serving(*id, into));
-                }
-                Target::Tasks(id) => {
-                    is_service = true;
-                    ttl = TASK_TTL_SECS;
-                    self.network.serving(*id, into);
-                }
-                Target::Endpoint(_) => {}
-            }
+        for target in self.targets() {
+            let (number, of_tasks) = match target {
+                Target::Service(number) => (number, false),
+                Target::Tasks(number) => (number, true),
+                Target::Endpoint(_) => continue,
+            };
+            is_service = true;
+            ttl = ttl.min(self.network.virtual_or_serving(number, of_tasks, into));
         }
         // The name of a service goes before the same name of a container.
         if is_service {
             return ttl;
         }
         for only_serving in [true, false] {
-            for target in self.targets {
-                let Target::Endpoint(id) = target else { continue };
-                if let Some(address) = self.network.endpoints.get(id)
-                    && (address.serving || !only_serving)
+            for target in self.targets() {
+                let Target::Endpoint(number) = target else { continue };
+                if let Some(Part::Endpoint(part)) = self.network.part(number)
+                    && (part.serving || !only_serving)
                 {
-                    into.extend(address.v4.into_iter().chain(address.v6));
+                    into.extend(both(part.v4, part.v6));
                 }
             }
             if !into.is_empty() {
@@ -374,24 +426,25 @@ impl Found<'_> {
     /// Where a port of that name and protocol is served, for each service of this name.
     pub(crate) fn locations(&self, port: &str, protocol: &str) -> Vec<Location> {
         let mut all = Vec::new();
-        for target in self.targets {
-            let (Target::Service(id) | Target::Tasks(id)) = target else { continue };
-            let Some(service) = self.network.services.get(id) else { continue };
-            let Some(port) = service.port(port, protocol) else { continue };
-            if matches!(target, Target::Service(_)) && !service.is_dnsrr {
-                let mut addresses = Vec::new();
-                let ttl = self.network.virtual_or_serving(*id, &mut addresses);
-                all.push(Location { port, host: String::new(), addresses, ttl });
+        for target in self.targets() {
+            let (Target::Service(number) | Target::Tasks(number)) = target else { continue };
+            let Some(Part::Service(service)) = self.network.part(number) else { continue };
+            let mut ports = service.ports().filter(|own| {
+                own.name.eq_ignore_ascii_case(port)
+                    && own.protocol.name().eq_ignore_ascii_case(protocol)
+            });
+            let Some(port) = ports.next().map(|port| port.target) else { continue };
+            if matches!(target, Target::Service(_)) && service.mode == EndpointMode::Vip {
+                let addresses = both(service.v4, service.v6).collect();
+                let (host, ttl) = (String::new(), VIRTUAL_TTL_SECS);
+                all.push(Location { port, host, addresses, ttl });
                 continue;
             }
-            for serving in &service.serving {
-                let named = self.network.endpoints.get(&serving.task);
-                all.push(Location {
-                    port,
-                    host: named.map(|address| address.name.clone()).unwrap_or_default(),
-                    addresses: serving.v4.into_iter().chain(serving.v6).collect(),
-                    ttl: TASK_TTL_SECS,
-                });
+            for number in self.network.serving(number) {
+                let Some(Part::Endpoint(part)) = self.network.part(*number) else { continue };
+                let addresses = both(part.v4, part.v6).collect();
+                let host = part.name().to_owned();
+                all.push(Location { port, host, addresses, ttl: TASK_TTL_SECS });
             }
         }
         all
@@ -399,52 +452,59 @@ impl Found<'_> {
 }
 
 impl Names {
-    fn virtual_or_serving(&self, id: ServiceId, into: &mut Vec<IpAddr>) -> u32 {
-        let Some(service) = self.services.get(&id) else { return VIRTUAL_TTL_SECS };
-        if service.is_dnsrr {
-            self.serving(id, into);
+    /// Of a service's part; says for how many seconds they may be kept.
+    fn virtual_or_serving(&self, number: u32, of_tasks: bool, into: &mut Vec<IpAddr>) -> u32 {
+        let Some(Part::Service(service)) = self.part(number) else { return VIRTUAL_TTL_SECS };
+        if of_tasks || service.mode == EndpointMode::Dnsrr {
+            for number in self.serving(number) {
+                let (v4, v6) = endpoint_addresses(&self.parts[*number as usize]);
+                into.extend(both(v4, v6));
+            }
             return TASK_TTL_SECS;
         }
-        into.extend(service.v4.into_iter().chain(service.v6));
+        into.extend(both(service.v4, service.v6));
         VIRTUAL_TTL_SECS
     }
 
-    fn serving(&self, id: ServiceId, into: &mut Vec<IpAddr>) {
-        let serving = self.services.get(&id).map_or(&[][..], |service| &service.serving);
-        into.extend(serving.iter().flat_map(|one| one.v4.into_iter().chain(one.v6)));
+    /// The endpoints that serve the service of a part.
+    fn serving(&self, number: u32) -> &[u32] {
+        let bytes = self.parts.get(number as usize).map_or(&[][..], |part| part);
+        let id = bytes.get(1..17).and_then(ServiceId::from_bytes);
+        let balanced = id.and_then(|id| self.services.get(&id));
+        balanced.map_or(&[], |balanced| &balanced.serving)
     }
-}
-
-impl Balanced {
-    fn port(&self, name: &str, protocol: &str) -> Option<u16> {
-        let is_meant = |port: &&Port| {
-            port.name.eq_ignore_ascii_case(name)
-                && port.protocol.name().eq_ignore_ascii_case(protocol)
-        };
-        self.ports.iter().find(is_meant).map(|port| port.target)
-    }
-}
-
-/// Its names and what each stands for.
-fn service_names(part: &Service) -> impl Iterator<Item = (String, Target)> {
-    let names = std::iter::once(&part.name).chain(&part.aliases);
-    names.flat_map(|name| {
-        let tasks = format!("tasks.{name}");
-        [(name.clone(), Target::Service(part.id)), (tasks, Target::Tasks(part.id))]
-    })
 }
 
 /// The form in which names are looked up: as in a question, labels with their lengths, in lower
 /// case, without the empty label at the end. `None` when it cannot be a name.
 pub(crate) fn key_of(name: &str) -> Option<Box<[u8]>> {
-    let mut key = Vec::with_capacity(name.len() + 1);
+    let mut key = [0; NAME_BYTES_MAX];
+    key_into(name, &mut key).map(|length| key[..length].into())
+}
+
+/// Gives the length of the key.
+fn key_into(name: &str, key: &mut [u8; NAME_BYTES_MAX]) -> Option<usize> {
+    let mut at = 0;
     for label in name.trim_end_matches('.').split('.') {
         let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
-        key.push(length);
-        key.extend(label.bytes().map(|byte| byte.to_ascii_lowercase()));
+        let end = at + 1 + label.len();
+        // One byte is left for the empty label.
+        let place = key.get_mut(at..end).filter(|_| end < NAME_BYTES_MAX)?;
+        place[0] = length;
+        place[1..].copy_from_slice(label.as_bytes());
+        place[1..].make_ascii_lowercase();
+        at = end;
     }
-    (key.len() < NAME_BYTES_MAX).then(|| key.into())
+    Some(at)
+}
+
+/// A name has that key.
+fn is_named(name: &str, key: &[u8]) -> bool {
+    let mut own = [0; NAME_BYTES_MAX];
+    key_into(name, &mut own).is_some_and(|length| own[..length] == *key)
 }
 
 /// Bytes of the longest name in a message, with the empty label at the end (RFC 1035, 3.1).
 pub(crate) const NAME_BYTES_MAX: usize = 255;
+/// The label before the name of a service that stands for its tasks.
+const TASKS: &[u8] = b"\x05tasks";

@@ -368,3 +368,6 @@ const STATUS_REPLY: u8 = 132;
 
 /// The address that is forwarded.
 pub(crate) const LOOPBACK6_ADDRESS: Ipv6Addr = Ipv6Addr::LOCALHOST;
+
+#[cfg(test)]
+mod recorded;

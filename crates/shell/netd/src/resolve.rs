@@ -68,7 +68,7 @@ impl Records {
     }
 
     /// The first network that has the name, or else the first whose own name it ends with.
-    fn find(&self, networks: &[NetworkId], key: &[u8]) -> Option<Found<'_>> {
+    fn find<'a>(&'a self, networks: &[NetworkId], key: &'a [u8]) -> Option<Found<'a>> {
         let tables =
             || networks.iter().filter_map(|id| self.scopes.iter().find_map(|s| s.network(*id)));
         let plain = tables().find_map(|names| names.find(key));

@@ -21,11 +21,10 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::interval;
 use types::PortBinding;
 
-use crate::codec::Reader;
 use crate::journal::Journal;
 use crate::launch::{READY, SOCKET};
 use crate::names::Directory;
-use crate::part::{Change, Mirror};
+use crate::part::Change;
 use crate::proto::{BINDINGS_MAX, Decoder, PIECE_BYTES_MAX, READ_BYTES, Reply, Request};
 use crate::reserve::Reserved;
 use crate::site::{Served, Shared};
@@ -252,7 +251,7 @@ impl State {
         origin: Origin,
     ) -> Option<Vec<Reply>> {
         let is_kept = origin == Origin::Daemon;
-        let frame = if is_kept { request.encode(0) } else { Vec::new() };
+        let frame = if is_kept { request.frame_to_keep() } else { Vec::new() };
         let reply = match request {
             Request::Directory { scope, full, more, index, piece } => {
                 let change = staged.take(shared, full, more, &piece, &frame)?;
@@ -393,17 +392,24 @@ impl State {
     fn write_all(&mut self, shared: &Shared) {
         let records = shared.records.borrow();
         let directories = Scope::ALL.into_iter().flat_map(|scope| {
-            let mirror = records.scopes[scope as usize].mirror();
-            directory_frames(scope, mirror, self.index[scope as usize], 0)
+            let pieces = records.scopes[scope as usize].pieces(PIECE_BYTES_MAX);
+            directory_requests(scope, pieces, self.index[scope as usize])
         });
         let served = self.served.values().map(|served| Request::Serve(served.container()));
         let bindings: Vec<PortBinding> = self.reserved.wanted().copied().collect();
         let ports = reserve_requests(&bindings)
             .chain([Request::Loopback6(self.reserved.wanted_loopback())]);
-        let requests = served.chain(ports).map(|request| request.encode(0));
-        if let Err(error) = self.journal.write_all(directories.chain(requests)) {
+        let requests = directories.chain(served).chain(ports).map(|request| request.encode(0));
+        if let Err(error) = self.journal.write_all(requests) {
             eprintln!("shoal netd: the state cannot be kept: {error}");
         }
+    }
+}
+
+impl Request {
+    /// A whole directory is not kept as it came, but written anew.
+    fn frame_to_keep(&self) -> Vec<u8> {
+        if matches!(self, Self::Directory { full: true, .. }) { Vec::new() } else { self.encode(0) }
     }
 }
 
@@ -424,27 +430,25 @@ impl Staged {
         piece: &[u8],
         frame: &[u8],
     ) -> Option<Option<Whole>> {
-        let mut change = if full { Change::default() } else { std::mem::take(&mut self.change) };
-        change.take_piece(&mut Reader::new(piece)).ok()?;
         if full {
             let directory = self.directory.get_or_insert_default();
             let unreadable = &shared.counting.unreadable;
-            unreadable.set(unreadable.get() + directory.apply(change) as u64);
-            if directory.mirror().len() > PARTS_MAX {
+            unreadable.set(unreadable.get() + directory.take_piece(piece).ok()? as u64);
+            if directory.len() > PARTS_MAX {
                 return None;
             }
             let whole = if more { None } else { self.directory.take().map(Whole::Directory) };
             return Some(whole);
         }
+        self.change.take_piece(piece).ok()?;
         self.frames.extend_from_slice(frame);
         if self.frames.len() > CHANGE_BYTES_MAX {
             return None;
         }
         if more {
-            self.change = change;
             return Some(None);
         }
-        Some(Some(Whole::Change(change)))
+        Some(Some(Whole::Change(std::mem::take(&mut self.change))))
     }
 }
 
@@ -469,16 +473,16 @@ pub(crate) fn reserve_requests(bindings: &[PortBinding]) -> impl Iterator<Item =
 }
 
 /// The whole directory, as the requests that make it.
-pub(crate) fn directory_frames(
+pub(crate) fn directory_requests(
     scope: Scope,
-    mirror: &Mirror,
+    pieces: impl Iterator<Item = Vec<u8>>,
     index: u64,
-    tag: u32,
-) -> impl Iterator<Item = Vec<u8>> {
-    let pieces = mirror.pieces(PIECE_BYTES_MAX);
-    let last = pieces.len() - 1;
-    pieces.into_iter().enumerate().map(move |(at, piece)| {
-        Request::Directory { scope, full: true, more: at < last, index, piece }.encode(tag)
+) -> impl Iterator<Item = Request> {
+    let mut pieces = pieces.peekable();
+    std::iter::from_fn(move || {
+        let piece = pieces.next()?;
+        let more = pieces.peek().is_some();
+        Some(Request::Directory { scope, full: true, more, index, piece })
     })
 }
 

@@ -17,13 +17,14 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt,
     socket, sockopt,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{JoinHandle, JoinSet, spawn_local};
 use tokio::time::{Instant, timeout};
 
 use crate::cache::{self, Cache};
 use crate::counters::{Counting, count};
+use crate::datagrams::{Batch, QUESTION_BYTES_MAX, Said};
 use crate::forward;
 use crate::query::{Code, Malformed, Query, refuse_malformed};
 use crate::resolve::{Records, Scratch, Verdict};
@@ -42,13 +43,7 @@ pub(crate) struct Shared {
     pub(crate) forwards: Cell<usize>,
     connections: Cell<usize>,
     scratch: RefCell<Scratch>,
-    buffers: RefCell<Buffers>,
-}
-
-#[derive(Debug)]
-struct Buffers {
-    question: Box<[u8; QUESTION_BYTES_MAX]>,
-    answer: Vec<u8>,
+    batch: RefCell<Batch>,
 }
 
 /// One container, as its loops see it.
@@ -99,10 +94,7 @@ impl Shared {
             forwards: Cell::new(0),
             connections: Cell::new(0),
             scratch: RefCell::default(),
-            buffers: RefCell::new(Buffers {
-                question: Box::new([0; QUESTION_BYTES_MAX]),
-                answer: Vec::with_capacity(QUESTION_BYTES_MAX),
-            }),
+            batch: RefCell::new(Batch::new()),
         }
     }
 
@@ -264,46 +256,54 @@ async fn answer_datagrams(shared: Rc<Shared>, site: Rc<Site>, socket: Rc<UdpSock
             return;
         }
         while forwards.try_join_next().is_some() {}
-        for _ in 0..BURST {
-            match answer_datagram(&shared, &site, &socket) {
-                Ok(None) => {}
-                Ok(Some((question, peer))) => {
-                    let (shared, site, socket) = (shared.clone(), site.clone(), socket.clone());
-                    forwards.spawn_local(async move {
-                        let answer = forward::ask(&shared, &site, question, Via::Datagram).await;
-                        if socket.try_send_to(&answer, peer).is_err() {
-                            count(&shared.counting.undelivered);
-                        }
-                    });
+        answer_batch(&shared, &site, &socket, |question, peer| {
+            let (shared, site, socket) = (shared.clone(), site.clone(), socket.clone());
+            forwards.spawn_local(async move {
+                let answer = forward::ask(&shared, &site, question, Via::Datagram).await;
+                if socket.try_send_to(&answer, peer).is_err() {
+                    count(&shared.counting.undelivered);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The error of an answer that could not be delivered.
-                Err(_) => count(&shared.counting.undelivered),
-            }
-        }
+            });
+        });
         tokio::task::consume_budget().await;
     }
 }
 
-/// Takes one question; gives it back when somebody else must be asked.
-fn answer_datagram(
+/// Answers the questions that have come; hands out those that somebody else must be asked.
+fn answer_batch(
     shared: &Shared,
     site: &Site,
     socket: &UdpSocket,
-) -> io::Result<Option<(Vec<u8>, SocketAddr)>> {
-    let buffers = &mut *shared.buffers.borrow_mut();
-    let (length, peer) = socket.try_recv_from(&mut buffers.question[..])?;
-    let question = &buffers.question[..length];
-    match shared.answer(site, question, Via::Datagram, &mut buffers.answer) {
-        Some(Reply::Answer) => {
-            if socket.try_send_to(&buffers.answer, peer).is_err() {
-                count(&shared.counting.undelivered);
-            }
-            Ok(None)
+    mut pass_on: impl FnMut(Vec<u8>, SocketAddr),
+) {
+    let batch = &mut *shared.batch.borrow_mut();
+    let fd = socket.as_raw_fd();
+    let mut has_some = false;
+    let received = socket.try_io(Interest::READABLE, || {
+        let may_be_more = batch.receive(fd)?;
+        has_some = true;
+        // Another look would only be told that there is nothing: the next one is waited for.
+        if may_be_more { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    });
+    if !has_some {
+        if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            // The error of an answer that could not be delivered.
+            count(&shared.counting.undelivered);
         }
-        Some(Reply::Silence) => Ok(None),
-        None => Ok(Some((question.to_vec(), peer))),
+        return;
     }
+    let undelivered = batch.answer(fd, |question, peer, out| {
+        match shared.answer(site, question, Via::Datagram, out) {
+            Some(Reply::Answer) => Said::Answer,
+            Some(Reply::Silence) => Said::Nothing,
+            None => {
+                pass_on(question.to_vec(), SocketAddrV4::from(peer).into());
+                Said::Nothing
+            }
+        }
+    });
+    let counter = &shared.counting.undelivered;
+    counter.set(counter.get().wrapping_add(undelivered));
 }
 
 async fn answer_streams(shared: Rc<Shared>, site: Rc<Site>, listener: TcpListener) {
@@ -365,10 +365,6 @@ async fn read_question(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(question)
 }
 
-/// A question with every option that is in use fits many times.
-const QUESTION_BYTES_MAX: usize = 4_096;
-/// Questions taken from one container before others have their turn.
-const BURST: usize = 32;
 const BACKLOG: i32 = 128;
 /// Ports are taken at random out of 28,000.
 const PAIR_ATTEMPTS: usize = 16;

@@ -18,4 +18,4 @@ pub use network::{network, node_network};
 pub use node::{NodeFacts, node, tls_status};
 pub use service::{ServiceFacts, published_ports, service};
 pub use spec::service_spec;
-pub use task::{TaskFacts, task};
+pub use task::{TaskFacts, task, task_ports};

@@ -4,7 +4,7 @@
 //! Invariant: `Slot` is left out on tasks of global services, as docker's.
 
 use serde_json::{Value, json};
-use types::{Task, TaskSpec, TaskState};
+use types::{HostPort, PublishMode, Task, TaskSpec, TaskState};
 
 use crate::json::{Object, time};
 use crate::spec::task_spec;
@@ -35,7 +35,7 @@ pub fn task(task: &Task, facts: TaskFacts<'_>) -> Value {
         .filled("Message", status.message.as_deref().unwrap_or_default())
         .filled("Err", error)
         .filled("ContainerStatus", if started { container.build() } else { Value::Null })
-        .with("PortStatus", json!({}));
+        .with("PortStatus", port_status(task));
     let slot = task.slot.number();
     Object::new()
         .with("ID", task.id.to_string())
@@ -49,6 +49,35 @@ pub fn task(task: &Task, facts: TaskFacts<'_>) -> Value {
         .with("DesiredState", task.desired.name())
         .filled("NetworksAttachments", attachments(task))
         .build()
+}
+
+/// Ports of its node that lead to it, with the chosen ones.
+fn port_status(task: &Task) -> Value {
+    let one = |port: &HostPort| {
+        Object::new()
+            .with("Protocol", port.protocol.name())
+            .with("TargetPort", port.target)
+            .with("PublishedPort", port.published)
+            .with("PublishMode", PublishMode::Host.name())
+            .filled("HostAddress", port.host.as_str())
+            .build()
+    };
+    let ports: Vec<Value> = host_ports(task).map(one).collect();
+    Object::new().filled("Ports", ports).build()
+}
+
+fn host_ports(task: &Task) -> impl Iterator<Item = &HostPort> {
+    task.status.ports.iter().flat_map(|ports| ports.iter())
+}
+
+/// The same as a list shows them: `*:8080->80/tcp,*:53->53/udp`.
+#[must_use]
+pub fn task_ports(task: &Task) -> String {
+    let one = |port: &HostPort| {
+        let host = if port.host.is_empty() { "*" } else { &port.host };
+        format!("{host}:{}->{}/{}", port.published, port.target, port.protocol.name())
+    };
+    host_ports(task).map(one).collect::<Vec<_>>().join(",")
 }
 
 /// Where it is attached, with its addresses; the ingress network last.
@@ -95,5 +124,26 @@ mod tests {
         let shown = task(&sample, facts);
         assert_eq!(shown["Status"].get("Err"), None);
         assert_eq!(shown["Status"]["ContainerStatus"]["ExitCode"], 3);
+        assert_eq!((&shown["Status"]["PortStatus"], task_ports(&sample)), (&json!({}), "".into()));
+        let port = |protocol, published, host: &str| HostPort {
+            protocol,
+            target: 53,
+            published,
+            host: host.into(),
+        };
+        sample.status.ports = Some(std::sync::Arc::new(vec![
+            port(types::PortProtocol::Tcp, 32_768, ""),
+            port(types::PortProtocol::Udp, 53, "10.0.0.1"),
+        ]));
+        let shown = task(&sample, facts);
+        let ports = &shown["Status"]["PortStatus"]["Ports"];
+        assert_eq!(
+            ports[0],
+            json!({
+                "Protocol": "tcp", "TargetPort": 53, "PublishedPort": 32_768, "PublishMode": "host",
+            })
+        );
+        assert_eq!(ports[1]["HostAddress"], "10.0.0.1");
+        assert_eq!(task_ports(&sample), "*:32768->53/tcp,10.0.0.1:53->53/udp");
     }
 }

@@ -247,6 +247,8 @@ fn confine(pid: u32, core: usize) -> Result<()> {
 /// Before other work; where that is not allowed the figures are of a machine with its other work.
 /// Not with real-time priority: a Go program that has it can keep others from what it waits for.
 fn prefer(thread: &str) {
+    // Where each session is a group of its own, the group's place is what counts among others.
+    drop(fs::write(format!("/proc/{thread}/autogroup"), "-20"));
     drop(Command::new("renice").args(["-n", "-20", "-p", thread]).output());
 }
 

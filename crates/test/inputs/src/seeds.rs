@@ -3,15 +3,20 @@
 //! Owns: making them from the product's own writers. Does not know: what becomes of them.
 //! Invariant: they are the same each time.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use base::Timestamp;
+use base::{Id, Timestamp};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use shim::proto::{FailureKind, Report, Request};
 use state::{Author, Change, ChangeSet, Proposal};
 use tar::{Builder, EntryType, Header};
 use testkit::fixture;
+use types::{
+    DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkId, NetworkPart, NodeId,
+    PortPart, PortProtocol, PublishMode, ServiceId, ServicePart, TaskId,
+};
 
 const CLUSTER: &str = "node a ready
      node b ready
@@ -29,6 +34,9 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "proposal" => vec![proposal()],
         "snapshot" => vec![snapshot()],
         "shim_frames" => vec![shim_frames()],
+        "netd_frames" | "netd_journal" => netd::fuzzing::seeds(&directory()),
+        "netd_question" => QUESTIONS.iter().map(|(name, kind)| question(name, *kind)).collect(),
+        "netd_server_answer" => vec![server_answer()],
         "layer" => {
             let plain = layer();
             let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
@@ -95,6 +103,100 @@ fn shim_frames() -> Vec<u8> {
         Report::Exited { code: 1, oom: true, at_ms: 2 }.encode(),
     ]
     .concat()
+}
+
+/// One network, a service with a virtual address and one by its tasks.
+pub(crate) fn directory() -> DirectoryUpdate {
+    let id = |number| Id::from_u128(number).expect("a small number");
+    let network = NetworkId(id(1));
+    let subnet = "10.0.1.0/24".parse().expect("a subnet");
+    let port = PortPart {
+        name: "http".into(),
+        protocol: PortProtocol::Tcp,
+        target: 80,
+        published: 0,
+        mode: PublishMode::Ingress,
+        host: String::new(),
+    };
+    let service = |number, name: &str, v4| ServicePart {
+        network,
+        service: ServiceId(id(number)),
+        name: name.into(),
+        aliases: vec!["alias".into()],
+        mode: if v4 == 0 { EndpointMode::Dnsrr } else { EndpointMode::Vip },
+        v4: (v4 != 0).then(|| [10, 0, 1, v4].into()),
+        v6: None,
+        ports: vec![port.clone()],
+    };
+    let endpoint = |number: u8| EndpointPart {
+        network,
+        task: TaskId(id(100 + u128::from(number))),
+        service: Some(ServiceId(id(3))),
+        node: NodeId(id(9)),
+        number: 9,
+        v4: Some([10, 0, 1, number].into()),
+        v6: Some([0xfd00, 0, 0, 0, 0, 0, 0, number.into()].into()),
+        names: vec![format!("db.{number}.x"), format!("db.{number}")],
+        serving: true,
+    };
+    DirectoryUpdate {
+        full: true,
+        index: 7,
+        networks: vec![NetworkPart {
+            id: network,
+            name: "front".into(),
+            driver: NetworkDriver::Overlay,
+            vni: 7,
+            mtu: 1_450,
+            ingress: false,
+            internal: false,
+            encrypted: false,
+            subnets: vec![(subnet, [10, 0, 1, 1].into())],
+            options: BTreeMap::new(),
+        }],
+        services: vec![service(2, "web", 2), service(3, "db", 0)],
+        endpoints: (3..40).map(endpoint).collect(),
+        ..DirectoryUpdate::default()
+    }
+}
+
+/// Names, and types of records: A, PTR, AAAA, SRV, and any.
+const QUESTIONS: [(&str, u16); 7] = [
+    ("web", 1),
+    ("tasks.db.front", 28),
+    ("DB", 255),
+    ("2.1.0.10.in-addr.arpa", 12),
+    ("_http._tcp.db", 33),
+    ("http.tcp.web.front", 33),
+    ("www.example", 1),
+];
+
+/// A question as a C library sends it, with the size that it takes.
+pub(crate) fn question(name: &str, kind: u16) -> Vec<u8> {
+    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
+    }
+    bytes.push(0);
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend([0, 1]);
+    // OPT: 1,232 bytes.
+    bytes.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+/// Two addresses, for different times.
+fn server_answer() -> Vec<u8> {
+    let mut bytes = question("www.example", 1);
+    let opt = bytes.split_off(bytes.len() - 11);
+    bytes[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 2]);
+    for (ttl, last) in [(60, 1), (300, 2)] {
+        bytes.extend([0xc0, 12, 0, 1, 0, 1]);
+        bytes.extend(u32::to_be_bytes(ttl));
+        bytes.extend([0, 4, 192, 0, 2, last]);
+    }
+    [bytes, opt].concat()
 }
 
 /// A file, a folder, links that lead out, a whiteout and a device.

@@ -9,6 +9,8 @@ use pki::JoinToken;
 use shim::proto::Decoder;
 use types::{Constraint, ImageName};
 
+use crate::seeds::{directory, question};
+
 /// One decoder or parser.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
@@ -17,13 +19,17 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "log_record", run: store::fuzzing::log_record },
     Target { name: "log_header", run: store::fuzzing::log_header },
     Target { name: "log_entry", run: store::fuzzing::log_entry },
     Target { name: "proposal", run: proposal },
     Target { name: "snapshot", run: snapshot },
     Target { name: "shim_frames", run: shim_frames },
+    Target { name: "netd_frames", run: netd::fuzzing::frames },
+    Target { name: "netd_journal", run: netd::fuzzing::journal },
+    Target { name: "netd_question", run: netd_question },
+    Target { name: "netd_server_answer", run: netd_server_answer },
     Target { name: "layer", run: layer },
     Target { name: "image_archive", run: image_archive },
     Target { name: "image_documents", run: runtime::fuzzing::image_documents },
@@ -79,6 +85,20 @@ fn shim_frames(bytes: &[u8]) {
         }
         while let Ok(Some(_)) = reports.next_report() {}
     }
+}
+
+fn netd_question(bytes: &[u8]) {
+    let (mut resolver, directory) = (netd::fuzzing::Resolver::default(), directory());
+    resolver.apply(&directory);
+    let networks: Vec<_> = directory.networks.iter().map(|part| part.id).collect();
+    netd::fuzzing::query(bytes, &mut resolver, &networks);
+    // Nobody else's names are given to one that is on no network.
+    netd::fuzzing::query(bytes, &mut resolver, &[]);
+}
+
+/// To the question that the seed answers.
+fn netd_server_answer(bytes: &[u8]) {
+    netd::fuzzing::server_answer(bytes, &question("www.example", 1));
 }
 
 fn layer(bytes: &[u8]) {

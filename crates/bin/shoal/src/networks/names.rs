@@ -1,12 +1,15 @@
-//! Names on networks that the node has for itself.
+//! What the resolver is told beside what the managers say.
 //!
-//! Owns: what the resolver is told of them: each container by its names and aliases.
+//! Owns: names on networks that the node has for itself, each container by its names and aliases;
+//! and what of an update is told ahead of the data path.
 //! Does not know: questions. Invariant: what it was told last is what was so when somebody looked
 //! last; every change of who is on a network looks.
 
+use std::collections::BTreeSet;
+
 use base::chain;
 use netd::Scope;
-use types::{DirectoryUpdate, EndpointPart, LocalNetwork, NetworkPart, NodeId, TaskId};
+use types::{DirectoryUpdate, EndpointPart, LocalNetwork, NetworkId, NetworkPart, NodeId, TaskId};
 
 use super::NodeNetwork;
 
@@ -42,6 +45,25 @@ impl NodeNetwork {
             self.tell_names().await;
         }
     }
+}
+
+/// What a change takes away, without what it replaces; `None` when that is nothing, or when the
+/// whole directory is told.
+pub(super) fn departures(update: &DirectoryUpdate) -> Option<DirectoryUpdate> {
+    if update.full {
+        return None;
+    }
+    let stay: BTreeSet<(NetworkId, TaskId)> =
+        update.endpoints.iter().map(|part| (part.network, part.task)).collect();
+    let gone = update.removed_endpoints.iter().filter(|key| !stay.contains(key));
+    let leaving = update.endpoints.iter().filter(|part| !part.serving);
+    let departures = DirectoryUpdate {
+        index: update.index,
+        removed_endpoints: gone.copied().collect(),
+        endpoints: leaving.cloned().collect(),
+        ..DirectoryUpdate::default()
+    };
+    (!departures.is_empty()).then_some(departures)
 }
 
 /// Everything of it: there is little.
@@ -96,6 +118,40 @@ mod tests {
     use types::NetworkId;
 
     use super::*;
+
+    #[test]
+    fn what_leaves_is_told_ahead_and_what_comes_is_not() {
+        let endpoint = |task, serving| EndpointPart {
+            network: NetworkId::MAX,
+            task,
+            service: None,
+            node: NodeId::MIN,
+            number: 1,
+            v4: None,
+            v6: None,
+            names: Vec::new(),
+            serving,
+        };
+        let id = |number| TaskId(base::Id::from_u128(number).unwrap());
+        let update = DirectoryUpdate {
+            index: 7,
+            endpoints: vec![endpoint(id(1), true), endpoint(id(2), false), endpoint(id(3), true)],
+            // The second of them is replaced.
+            removed_endpoints: vec![(NetworkId::MAX, id(4)), (NetworkId::MAX, id(3))],
+            ..DirectoryUpdate::default()
+        };
+        let expected = DirectoryUpdate {
+            index: 7,
+            endpoints: vec![endpoint(id(2), false)],
+            removed_endpoints: vec![(NetworkId::MAX, id(4))],
+            ..DirectoryUpdate::default()
+        };
+        assert_eq!(departures(&update), Some(expected));
+        let full = DirectoryUpdate { full: true, ..update.clone() };
+        let comes = DirectoryUpdate { endpoints: vec![endpoint(id(1), true)], ..full.clone() };
+        let comes = DirectoryUpdate { full: false, removed_endpoints: vec![], ..comes };
+        assert_eq!((departures(&full), departures(&comes)), (None, None));
+    }
 
     #[test]
     fn containers_are_known_by_names_and_aliases_on_the_nodes_own_networks_only() {

@@ -8,7 +8,7 @@ mod inspect;
 mod spec;
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 use serde_json::json;
 use types::ErrorCode;
@@ -199,7 +199,7 @@ async fn rm(daemon: &mut Daemon, args: &Rm) -> Result<(), CliError> {
     let mut failures = Failures::default();
     for name in &args.networks {
         let result = match remove(daemon, name).await {
-            Ok(()) => Ok(true),
+            Ok(removed) => Ok(removed),
             Err(error) if args.force && error.code == Some(ErrorCode::NotFound) => Ok(false),
             Err(error) => Err(error),
         };
@@ -210,10 +210,16 @@ async fn rm(daemon: &mut Daemon, args: &Rm) -> Result<(), CliError> {
     failures.finish()
 }
 
-async fn remove(daemon: &mut Daemon, name: &str) -> Result<(), CliError> {
+/// `false` when somebody was asked and said no.
+async fn remove(daemon: &mut Daemon, name: &str) -> Result<bool, CliError> {
     match find(daemon, name, false).await? {
         Known::Cluster(there, _) => {
-            let r#ref = id_text(&there.network.unwrap_or_default().id);
+            let network = there.network.unwrap_or_default();
+            let is_ingress = network.spec.is_some_and(|spec| spec.ingress);
+            if is_ingress && !asked(INGRESS_WARNING, &mut io::stdin().lock())? {
+                return Ok(false);
+            }
+            let r#ref = id_text(&network.id);
             daemon.control.remove_network(v1::ObjectRef { r#ref }).await?;
         }
         Known::Node(here) => {
@@ -221,7 +227,7 @@ async fn remove(daemon: &mut Daemon, name: &str) -> Result<(), CliError> {
             daemon.local.remove_network(v1::ObjectRef { r#ref }).await?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn is_missing(status: &tonic::Status) -> bool {
@@ -285,13 +291,39 @@ fn confirmed() -> Result<bool, CliError> {
     if !io::stdin().is_terminal() {
         return Err(CliError::usage("--force", "is needed where nobody can be asked"));
     }
-    eprint!(
-        "WARNING! This will remove all networks that no service or task uses.\n\
-         Are you sure you want to continue? [y/N] "
-    );
+    let warning = "WARNING! This will remove all networks that no service or task uses.";
+    asked(warning, &mut io::stdin().lock())
+}
+
+/// Asks on standard error; whoever says nothing at all is told that an answer is needed.
+fn asked(warning: &str, input: &mut impl BufRead) -> Result<bool, CliError> {
+    eprint!("{warning}\nAre you sure you want to continue? [y/N] ");
     let _ = io::stderr().flush();
     let mut answer = String::new();
-    let read = io::stdin().read_line(&mut answer);
-    read.map_err(|error| CliError::failed(format!("cannot read the answer: {error}")))?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    match input.read_line(&mut answer) {
+        Ok(0) => Err(CliError::failed("nobody answered: write y to the standard input")),
+        Ok(_) => Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")),
+        Err(error) => Err(CliError::failed(format!("cannot read the answer: {error}"))),
+    }
+}
+
+/// As docker's.
+const INGRESS_WARNING: &str = "WARNING! Before removing the routing-mesh network, make sure all \
+    the nodes in your swarm run the same version. Otherwise, removal may not be effective and \
+    functionality of newly created ingress networks will be impaired.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        for (said, expected) in
+            [("y\n", true), ("YES", true), ("\n", false), ("n\n", false), ("yes please\n", false)]
+        {
+            assert_eq!(asked(INGRESS_WARNING, &mut said.as_bytes()).unwrap(), expected, "{said}");
+        }
+        let error = asked(INGRESS_WARNING, &mut io::empty()).unwrap_err();
+        assert!(error.message.starts_with("nobody answered"), "{error}");
+    }
 }

@@ -4,6 +4,8 @@
 //! Does not know: how tasks are made and placed; it shows the reasons that the daemon gives.
 //! Invariant: `update` and `scale` change the spec that they read, and read again when it changed.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value as Json, json};
 use types::{ErrorCode, Service, ServiceMode, ServiceSpec};
 use view::ServiceFacts;
@@ -193,8 +195,12 @@ async fn inspect(daemon: &mut Daemon, args: &Inspect) -> Result<(), CliError> {
         found.extend(failures.keep(find(daemon, name).await));
     }
     if args.format.pretty {
-        for shown in &found {
-            print(&pretty::service(&shown.service))?;
+        let names = network_names(daemon, &found).await?;
+        for Shown { service, .. } in &found {
+            let attached = service.spec.task.networks.iter();
+            let shown = |target: &String| names.get(target).unwrap_or(target).clone();
+            let networks: Vec<String> = attached.map(|one| shown(&one.target)).collect();
+            print(&pretty::service(service, &networks))?;
         }
     } else {
         let objects: Vec<Json> =
@@ -202,6 +208,28 @@ async fn inspect(daemon: &mut Daemon, args: &Inspect) -> Result<(), CliError> {
         print_inspected(&args.format, &objects)?;
     }
     failures.finish()
+}
+
+/// A spec names networks by id: what these are called.
+async fn network_names(
+    daemon: &mut Daemon,
+    found: &[Shown],
+) -> Result<BTreeMap<String, String>, CliError> {
+    let ids = found.iter().flat_map(|shown| &shown.service.spec.task.networks);
+    let ids: Vec<String> = ids.map(|attached| attached.target.clone()).collect();
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let request = v1::ListNetworksRequest { ids, ..v1::ListNetworksRequest::default() };
+    let list = daemon.control.list_networks(request).await?.into_inner();
+    let networks = list.networks.into_iter().filter_map(|view| view.network);
+    let name = |network: v1::Network| {
+        (id_text(&network.id), network.spec.map(|spec| spec.name).unwrap_or_default())
+    };
+    let predefined = ["host", "none", "bridge"].into_iter().filter_map(|name| {
+        Some((types::NetworkId::from_predefined_name(name)?.to_string(), name.to_owned()))
+    });
+    Ok(networks.map(name).chain(predefined).collect())
 }
 
 /// Changes a service's spec, again when somebody else changed it meanwhile; gives its id.

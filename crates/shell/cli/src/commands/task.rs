@@ -101,7 +101,7 @@ impl Shown {
             "DesiredState": human::title(self.task.desired.name()),
             "CurrentState": format!("{state} {since}"),
             "Error": quoted(self.error(), options.no_trunc),
-            "Ports": "",
+            "Ports": view::task_ports(&self.task),
         }))
     }
 }

@@ -109,6 +109,31 @@ fake! { Local {
         Ok(Response::new(v1::Empty {}))
     }
 
+    /// The cluster's as far as it is known here, and its own.
+    async fn list_networks(
+        &self,
+        request: Request<v1::ListNetworksRequest>,
+    ) -> Answer<v1::NodeNetworkList> {
+        let names = request.into_inner().names;
+        self.0.lock().unwrap().networks.push(format!("node lists {names:?}"));
+        let view = |swarm, name: &str| {
+            let spec = v1::NetworkSpec { name: name.into(), ..v1::NetworkSpec::default() };
+            let network = v1::LocalNetwork { spec: Some(spec), ..v1::LocalNetwork::default() };
+            v1::NodeNetworkView { network: Some(network), swarm, ..v1::NodeNetworkView::default() }
+        };
+        let networks = vec![view(false, "lan"), view(true, "back")];
+        Ok(Response::new(v1::NodeNetworkList { networks }))
+    }
+
+    async fn prune_networks(
+        &self,
+        request: Request<v1::PruneNetworksRequest>,
+    ) -> Answer<v1::PruneNetworksResponse> {
+        let labels = request.into_inner().labels;
+        self.0.lock().unwrap().networks.push(format!("node prunes {labels:?}"));
+        Ok(Response::new(v1::PruneNetworksResponse { names: vec!["lan".into()] }))
+    }
+
     async fn connect_network(
         &self,
         request: Request<v1::ConnectNetworkRequest>,
@@ -135,8 +160,6 @@ fake! { Local {
     leave: LeaveRequest -> LeaveResponse;
     list_images: ListImagesRequest -> ImageList;
     remove_image: RemoveImageRequest -> RemoveImageResponse;
-    list_networks: ListNetworksRequest -> NodeNetworkList;
-    prune_networks: PruneNetworksRequest -> PruneNetworksResponse;
 }
 
 fake! { Control {
@@ -226,8 +249,8 @@ fake! { Control {
             return Err(not_found(&name));
         }
         let spec = v1::NetworkSpec { name, ..v1::NetworkSpec::default() };
-        let network = v1::Network { id: id(), spec: Some(spec), ..v1::Network::default() };
-        let network = Some(network);
+        let (meta, spec) = (Some(v1::Meta::default()), Some(spec));
+        let network = Some(v1::Network { id: id(), meta, spec, ..v1::Network::default() });
         Ok(Response::new(v1::NetworkView { network, ..v1::NetworkView::default() }))
     }
 
@@ -235,6 +258,24 @@ fake! { Control {
         let text = format!("cluster removes {}", request.into_inner().r#ref);
         self.0.lock().unwrap().networks.push(text);
         Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<v1::ListNetworksRequest>,
+    ) -> Answer<v1::NetworkList> {
+        let v1::ListNetworksRequest { names, ids, .. } = request.into_inner();
+        self.0.lock().unwrap().networks.push(format!("cluster lists {names:?} {ids:?}"));
+        Ok(Response::new(v1::NetworkList::default()))
+    }
+
+    /// As on a node that is no manager.
+    async fn prune_networks(
+        &self,
+        _: Request<v1::PruneNetworksRequest>,
+    ) -> Answer<v1::PruneNetworksResponse> {
+        self.0.lock().unwrap().networks.push("cluster prunes".into());
+        Err(wire::status_of(&Fault::new(ErrorCode::NotAManager, "not a manager")))
     }
 
     async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Answer<v1::TaskList> {
@@ -252,8 +293,6 @@ fake! { Control {
     list_services: ListServicesRequest -> ServiceList;
     remove_service: ObjectRef -> Empty;
     get_task: ObjectRef -> TaskView;
-    list_networks: ListNetworksRequest -> NetworkList;
-    prune_networks: PruneNetworksRequest -> PruneNetworksResponse;
 }
 
 fn id<T: From<Vec<u8>>>() -> T {
@@ -396,4 +435,38 @@ async fn containers_are_connected_and_disconnected_as_the_flags_say() {
     assert_eq!(error.exit, Exit::Usage);
     let seen = &stage.fake.0.lock().unwrap().networks;
     assert_eq!(*seen, ["lan web.1.x 10.0.0.7 [\"db\", \"store\"]", "lan web.1.x true"]);
+}
+
+#[tokio::test]
+async fn networks_of_both_sides_are_listed_shown_and_pruned() {
+    let stage = Stage::set();
+    stage.run("network ls -q --filter name=a").await.unwrap();
+    let error = stage.run("network ls --filter colour=red").await.unwrap_err();
+    assert!(error.message.contains("colour"), "{error}");
+    stage.run("network prune --force --filter label=a=b").await.unwrap();
+    let error = stage.run("network prune --force --filter name=a").await.unwrap_err();
+    assert!(error.message.contains("name"), "{error}");
+    stage.run("network inspect lan back").await.unwrap();
+    let error = stage.run("network inspect back nosuch").await.unwrap_err();
+    assert_eq!(error.message, "network nosuch not found");
+    assert_eq!(
+        stage.fake.0.lock().unwrap().networks,
+        [
+            "node lists [\"a\"]",
+            "cluster lists [\"a\"] []",
+            "node prunes {\"a\": \"b\"}",
+            "cluster prunes",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_services_networks_are_shown_by_name() {
+    let stage = Stage::set();
+    stage.run("service create -d --name web nginx:1").await.unwrap();
+    stage.run("service inspect --pretty web").await.unwrap();
+    assert_eq!(*stage.fake.0.lock().unwrap().networks, Vec::<String>::new(), "it has none");
+    stage.run("service create -d --name web --network back nginx:1").await.unwrap();
+    stage.run("service inspect --pretty web").await.unwrap();
+    assert_eq!(stage.fake.0.lock().unwrap().networks, ["cluster lists [] [\"back\"]"]);
 }

@@ -83,8 +83,8 @@ pub(crate) fn node(node: &Node, view: &NodeView) -> String {
     page.0
 }
 
-/// A service.
-pub(crate) fn service(service: &Service) -> String {
+/// A service on these networks.
+pub(crate) fn service(service: &Service, networks: &[String]) -> String {
     let (spec, task) = (&service.spec, &service.spec.task);
     let mut page = Page::default();
     page.line(format!("ID:\t\t{}", service.id));
@@ -123,10 +123,31 @@ pub(crate) fn service(service: &Service) -> String {
     container(&mut page, task);
     restart(&mut page, task);
     resources(&mut page, task);
-    let mode = spec.endpoint_mode().name();
-    page.line(format!("Endpoint Mode:\t{mode}"));
+    if !networks.is_empty() {
+        page.line(format!("Networks: {} ", networks.join(" ")));
+    }
+    page.line(format!("Endpoint Mode:\t{}", spec.endpoint_mode().name()));
+    ports(&mut page, service);
     page.line("");
     page.0
+}
+
+/// As they were given; before that, as they were asked for.
+fn ports(page: &mut Page, service: &Service) {
+    let given = service.endpoint.as_ref().map(|given| given.ports.as_slice());
+    let ports = given.unwrap_or(service.spec.ports());
+    if ports.is_empty() {
+        return;
+    }
+    page.line("Ports:");
+    for port in ports {
+        page.line(format!(" PublishedPort = {}", port.published));
+        page.line(format!("  Protocol = {}", port.protocol.name()));
+        page.line(format!("  TargetPort = {}", port.target));
+        page.line(format!("  PublishMode = {}", port.mode.name()));
+        page.filled("  HostAddress = ", &port.host);
+        page.filled("  Name = ", &port.name);
+    }
 }
 
 fn update_status(page: &mut Page, service: &Service) {
@@ -231,5 +252,63 @@ fn resources(page: &mut Page, task: &TaskSpec) {
         if amounts.pids > 0 {
             page.line(format!("  PIDs:\t\t{}", amounts.pids));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::Id;
+    use types::{
+        Endpoint, Meta, PortProtocol, PortSpec, PublishMode, ServiceId, ServiceSpec, TaskSpec,
+    };
+
+    use super::*;
+
+    fn sample() -> Service {
+        let spec = ServiceSpec {
+            name: "web".into(),
+            labels: Labels::new(),
+            task: TaskSpec::default(),
+            mode: ServiceMode::Global,
+            update: None,
+            rollback: None,
+            endpoint: None,
+        };
+        Service {
+            id: ServiceId(Id::from_u128(36).unwrap()),
+            meta: Meta::default(),
+            spec: Arc::new(spec),
+            previous: None,
+            revision: 7,
+            update: None,
+            reasons: Vec::new(),
+            endpoint: None,
+        }
+    }
+
+    #[test]
+    fn networks_and_ports_are_laid_out_as_dockers() {
+        let mut service = sample();
+        let text = super::service(&service, &[]);
+        assert!(text.ends_with("\nEndpoint Mode:\tvip\n\n"), "{text}");
+        let port = |published, mode, host: &str| PortSpec {
+            name: String::new(),
+            protocol: PortProtocol::Tcp,
+            target: 80,
+            published,
+            mode,
+            host: host.into(),
+        };
+        let ports =
+            vec![port(8_080, PublishMode::Ingress, ""), port(8_081, PublishMode::Host, "10.0.0.1")];
+        service.endpoint = Some(Arc::new(Endpoint { ports, ..Endpoint::default() }));
+        let text = super::service(&service, &["back".into(), "front".into()]);
+        let expected = "Networks: back front \nEndpoint Mode:\tvip\nPorts:\n \
+                        PublishedPort = 8080\n  Protocol = tcp\n  TargetPort = 80\n  \
+                        PublishMode = ingress\n PublishedPort = 8081\n  Protocol = tcp\n  \
+                        TargetPort = 80\n  PublishMode = host\n  HostAddress = 10.0.0.1\n\n";
+        assert!(text.ends_with(expected), "{text}");
     }
 }

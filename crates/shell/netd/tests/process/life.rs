@@ -1,11 +1,14 @@
 //! Death, replacement and return of netd and of its daemon.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use netd::Client;
 
 use crate::Test;
+use crate::names::rss_kib;
 use crate::support::*;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -15,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("another_build_takes_over_without_a_gap", replaced),
     ("a_netd_that_hangs_is_replaced", hanging),
     ("after_stop_nothing_is_left", stopped),
+    ("garbage_on_the_socket_harms_nobody", garbage),
 ];
 
 fn killed() {
@@ -157,4 +161,59 @@ fn stopped() {
     let names = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
     let left: Vec<_> = std::fs::read_dir(lab.dir.path()).unwrap().map(names).collect();
     assert_eq!(left, ["netd.log"]);
+}
+
+/// Whoever may open the socket may say anything; it stays one that answers, and as small as it was.
+fn garbage() {
+    let (lab, space) = (Lab::new(), Space::new());
+    let client = lab.start();
+    let port = lab.serve(&client, "a", &space, &[1]);
+    lab.wait(client.update(&directory())).unwrap();
+    let (pid, before) = (lab.pid(&client), rss_kib(lab.pid(&client)));
+    let socket = lab.dir.path().join("netd.sock");
+    let say = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // Closed in the middle of it, when it makes no sense.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    };
+    let seeds = netd::fuzzing::seeds(&directory());
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % bound as u64) as usize
+    };
+    for _ in 0..2_000 {
+        // Not the one that asks it to stop.
+        let mut bytes = seeds[0].clone();
+        for _ in 0..4 {
+            // Kinds stay, for the same reason.
+            let at = 10 + below(bytes.len() - 10);
+            bytes[at] = below(256) as u8;
+        }
+        bytes.truncate(bytes.len() - below(2) * below(bytes.len() / 2));
+        say(&bytes);
+    }
+    // A frame without an end, and one that is longer than any.
+    say(&[&[0xff, 0xff, 15, 0, 1, 1, 0, 0, 0, 0], &[7_u8; 1_000_000][..]].concat());
+    say(&[0xff; 4_096]);
+    // Those that say nothing are bounded.
+    let mut silent: Vec<UnixStream> =
+        (0..200).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let refused = silent.iter_mut().filter_map(|stream| {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read(&mut [0; 64]).ok().filter(|length| *length == 0)
+    });
+    assert!(refused.count() > 150);
+    drop(silent);
+
+    assert_eq!(lab.pid(&client), pid, "it is the same process");
+    lab.wait(client.update(&directory())).unwrap();
+    assert_eq!(space.addresses(port, "web."), ["10.0.1.100"]);
+    let after = rss_kib(pid);
+    assert!(after < before + 16 * 1024, "{before} KiB before, {after} KiB after");
 }
