@@ -150,6 +150,8 @@ impl Socket {
     /// A socket that is told of changes; `groups` are numbers of multicast groups.
     pub(crate) fn listen(protocol: libc::c_int, groups: &[libc::c_int]) -> io::Result<Self> {
         let socket = Self::open(protocol)?;
+        // That anything was said is enough; what is not taken would stand in the kernel's memory.
+        set_option(&socket.fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &HEARD_BYTES)?;
         // SAFETY: all zeroes are a valid address: any number, no group.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
@@ -427,11 +429,13 @@ const BUFFER_BYTES: libc::c_int = 32 << 20;
 /// Listing again helps when somebody else changed something meanwhile.
 const DUMP_ATTEMPTS: u32 = 8;
 
+/// The kernel takes its least for it.
+const HEARD_BYTES: libc::c_int = 1;
 /// The kernel answers at once; this is for a kernel in trouble.
 const ANSWER_LIMIT_SECONDS: libc::time_t = 10;
 
-/// Larger than any packet the kernel builds for a dump.
-const RECEIVE_BYTES: usize = 128 * 1024;
+/// As large as any packet that the kernel builds for a dump.
+const RECEIVE_BYTES: usize = 32 * 1024;
 
 /// Full routing tables have a million routes; nothing of ours is dumped from such a table whole.
 const ANSWERS_MAX: usize = 2_000_000;

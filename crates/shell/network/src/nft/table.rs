@@ -460,7 +460,7 @@ fn mark(kind: u16) -> Message {
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
 /// The time of a transaction grows faster than its length.
-pub(crate) const EDITS_PER_TRANSACTION: usize = 10_000;
+pub(crate) const EDITS_PER_TRANSACTION: usize = 2_000;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
