@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use integration::{
@@ -90,6 +90,13 @@ fn problems(host: &Host) -> String {
     host.shoal(&words).unwrap().ok().unwrap().trim().to_owned()
 }
 
+/// What stands on a service, as `service ls` shows it.
+fn reason(host: &Host, service: &str) -> String {
+    let format = "{{.Name}} {{.Reason}}";
+    let all = host.shoal(&["service", "ls", "--format", format]).unwrap().ok().unwrap();
+    all.lines().find(|line| line.starts_with(service)).unwrap().to_owned()
+}
+
 fn conditions(host: &Host, node: &str) -> String {
     let format = "{{.Hostname}} {{.Conditions}}";
     let all = host.shoal(&["node", "ls", "--format", format]).unwrap().ok().unwrap();
@@ -133,10 +140,18 @@ fn a_check_says_in_words_what_is_wrong_between_the_nodes() {
     })
     .unwrap();
     wait_until("and so does the network", LONG, || Ok(!problems(manager).is_empty())).unwrap();
+    let expected = "not reached from everywhere: h1 - h2 (back): no answer over the data path";
+    wait_until("and its services", SHORT, || {
+        let said = reason(manager, "db");
+        anyhow::ensure!(said.contains(expected), "{said} / {}", problems(manager));
+        Ok(true)
+    })
+    .unwrap();
     deaf.inside("ip", &[&["rule", "del"], &rule[..]].concat()).unwrap().ok().unwrap();
     wait_until("nothing is said any more", LONG, || {
         Ok(!conditions(manager, "h2").contains("over the data path")
-            && problems(manager).is_empty())
+            && problems(manager).is_empty()
+            && !reason(manager, "db").contains("not reached"))
     })
     .unwrap();
     assert_eq!(check(manager, &["-q"]).0, 0);
@@ -148,6 +163,35 @@ fn a_check_says_in_words_what_is_wrong_between_the_nodes() {
             && (words.contains("h3: it is down")
                 || words.contains("h3: its session")
                 || words.contains("h3: it has no session")))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_port_that_a_program_of_a_host_holds_is_named_on_node_and_service() {
+    let mut lab = joined(1, 2).unwrap();
+    lab.add_client().unwrap();
+    let (manager, taken) = (lab.host(1), lab.host(2));
+    let held = in_namespace(&taken.netns(), || Ok(TcpListener::bind("0.0.0.0:8080")?)).unwrap();
+    create(manager, &["--name", "web", "-p", "8080:80", "--replicas", "3"]);
+    create(manager, &["--name", "quiet", "--replicas", "1"]);
+    manager.wait_for_running("web", 3, LONG).unwrap();
+    let expected = "8080/tcp on h2";
+    wait_until("the port on its service", LONG, || Ok(reason(manager, "web").contains(expected)))
+        .unwrap();
+    assert!(conditions(manager, "h2").contains("port 8080/tcp is held by a program"));
+    assert!(!reason(manager, "quiet").contains("8080"));
+    let inspected = manager.shoal(&["service", "inspect", "web"]).unwrap().json().unwrap();
+    assert_eq!(inspected[0]["Reasons"][0]["Code"], "port-taken");
+    wait_until("the others answer", SHORT, || {
+        lab.client().ask(manager.port_v4(8080)).map(|_| true)
+    })
+    .unwrap();
+    // The program goes away: it is published within seconds, and nothing is said any more.
+    drop(held);
+    wait_until("the node answers", LONG, || {
+        Ok(lab.client().ask(taken.port_v4(8080)).is_ok()
+            && !reason(manager, "web").contains("8080"))
     })
     .unwrap();
 }

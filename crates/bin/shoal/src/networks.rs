@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn conditions_of_others_stay() {
-        let of = |code, message: &str| Condition { code, message: message.into() };
+        let of = |code, message: &str| Condition::new(code, message);
         let mut known = vec![of(ConditionCode::DiskFull, "full")];
         let taken = vec![of(ConditionCode::PortTaken, "tcp 80")];
         assert!(set_conditions(&mut known, OF_NETWORK, taken.clone()));

@@ -147,8 +147,7 @@ impl World {
     fn set_behind(&mut self, behind: bool) {
         let mut status = self.view.node(node_id("a")).unwrap().status.clone();
         let code = ConditionCode::DataPathBehind;
-        status.conditions =
-            behind.then(|| Condition { code, message: String::new() }).into_iter().collect();
+        status.conditions = behind.then(|| Condition::new(code, "")).into_iter().collect();
         self.apply(Author::Dispatch, Change::SetNodeStatus { id: node_id("a"), status });
     }
 

@@ -274,7 +274,7 @@ mod tests {
                 true => ConditionCode::ClockOff,
                 false => ConditionCode::DiskFull,
             };
-            node.status.conditions = vec![types::Condition { code, message }];
+            node.status.conditions = vec![types::Condition::new(code, message)];
             restore.node(node);
         }
         let view = restore.finish().unwrap();

@@ -99,7 +99,7 @@ impl Clocks {
         }
         let side = if *told < 0 { "behind" } else { "ahead" };
         let message = format!("clock {} s {side}", told.unsigned_abs());
-        Condition { code: ConditionCode::ClockOff, message }
+        Condition::new(ConditionCode::ClockOff, message)
     }
 }
 

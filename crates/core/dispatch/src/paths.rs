@@ -162,22 +162,17 @@ fn joined(addresses: &[IpAddr]) -> String {
 }
 
 /// What a node says of its paths, in words; `None`: nothing is wrong. Peers that are known to be
-/// away say nothing about paths.
+/// away say nothing about paths: leave them out.
 #[must_use]
-pub fn path_condition(
-    view: &Snapshot,
-    bad: &[BadPath],
-    is_away: impl Fn(NodeId) -> bool,
-) -> Option<Condition> {
-    let known = bad.iter().filter(|bad| view.node(bad.node).is_some() && !is_away(bad.node));
-    let texts: BTreeSet<String> = known.filter_map(|bad| path_words(view, bad)).collect();
+pub fn path_condition(view: &Snapshot, bad: &[BadPath]) -> Option<Condition> {
+    let texts: BTreeSet<String> = bad.iter().filter_map(|bad| path_words(view, bad)).collect();
     let (count, shown) = (texts.len(), texts.iter().take(SHOWN_MAX).cloned());
     let mut shown: Vec<String> = shown.collect();
     if count > SHOWN_MAX {
         shown.push(format!("and {} more", count - SHOWN_MAX));
     }
     let message = shown.join("; ");
-    (count > 0).then_some(Condition { code: ConditionCode::PeerPath, message })
+    (count > 0).then_some(Condition::new(ConditionCode::PeerPath, message))
 }
 
 /// The same words each time, as long as it is the same.
@@ -189,8 +184,9 @@ fn path_words(view: &Snapshot, bad: &BadPath) -> Option<String> {
 
 /// What is wrong with the paths of one network, each with the name of the peer.
 #[must_use]
-pub fn paths_on(view: &Snapshot, network: NetworkId, bad: &[BadPath]) -> Vec<String> {
-    let on = bad.iter().filter(|bad| bad.network == network);
+pub fn paths_on(view: &Snapshot, network: &Network, bad: &[BadPath]) -> Vec<String> {
+    let members = members(view, network);
+    let on = bad.iter().filter(|bad| concerns(bad, network.id, &members));
     let words = |bad: &BadPath| {
         let peer = view.node(bad.node)?.hostname().to_owned();
         Some(format!("{peer}: {}", trouble_words(bad.trouble)))
@@ -198,7 +194,13 @@ pub fn paths_on(view: &Snapshot, network: NetworkId, bad: &[BadPath]) -> Vec<Str
     on.filter_map(words).collect()
 }
 
-fn trouble_words(trouble: PathTrouble) -> String {
+/// Whether a path of a network, which has these members, is as bad. A peer that is silent where it
+/// is watched is so on all networks: its node says nothing of the others then.
+pub(crate) fn concerns(bad: &BadPath, network: NetworkId, members: &BTreeSet<NodeId>) -> bool {
+    bad.network == network || (bad.trouble == PathTrouble::Silent && members.contains(&bad.node))
+}
+
+pub(crate) fn trouble_words(trouble: PathTrouble) -> String {
     match trouble {
         PathTrouble::Silent => "no answer over the data path".to_owned(),
         PathTrouble::TooLarge(bytes) => format!("packets of {bytes} bytes do not pass"),

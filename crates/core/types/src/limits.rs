@@ -80,6 +80,8 @@ pub const PORTS_PER_SERVICE_MAX: usize = 4_096;
 pub const SUBNETS_PER_NETWORK_MAX: usize = 256;
 /// Fixed addresses of one service on one network.
 pub const FIXED_ADDRESSES_MAX: usize = 4_096;
+/// Ports that a node names as held by others; the words of its condition say less.
+pub const CONDITION_PORTS_MAX: usize = 256;
 /// Host routes that a node reports; further ones are left out, the widest stay.
 pub const REPORTED_ROUTES_MAX: usize = 512;
 /// The smallest packet that IPv4 and IPv6 must carry (RFC 791, RFC 8200), and the largest there is.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use base::Timestamp;
 use ipnet::IpNet;
 
-use crate::{Labels, Meta, NodeId, Resources};
+use crate::{Labels, Meta, NodeId, PortBinding, Resources};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeRole {
@@ -195,6 +195,16 @@ pub struct Condition {
     pub code: ConditionCode,
     /// For people, such as `clock 12 s ahead`.
     pub message: String,
+    /// Those that the words are about, where they are about ports; perhaps not all.
+    pub ports: Vec<PortBinding>,
+}
+
+impl Condition {
+    /// One that words say all of.
+    #[must_use]
+    pub fn new(code: ConditionCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), ports: Vec::new() }
+    }
 }
 
 /// A node's place among the managers.

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use types::limits::CONDITION_PORTS_MAX;
 use types::{Condition, ConditionCode, PortBinding};
 
 use crate::namespace::enter;
@@ -14,14 +15,13 @@ use crate::sysctl;
 impl Node {
     /// Everything that is wrong now.
     pub(crate) fn conditions(&mut self) -> io::Result<Vec<Condition>> {
-        let taken: Vec<String> = self
-            .planner
-            .unavailable()
-            .intersection(self.planner.bindings())
-            .map(|binding| {
-                format!("port {} is held by a program of this host: not published", words(binding))
-            })
-            .collect();
+        let unavailable = self.planner.unavailable().intersection(self.planner.bindings());
+        let mut ports: Vec<PortBinding> = unavailable.copied().collect();
+        let held = |binding: &PortBinding| {
+            format!("port {} is held by a program of this host: not published", words(binding))
+        };
+        let taken: Vec<String> = ports.iter().map(held).collect();
+        ports.truncate(CONDITION_PORTS_MAX);
         let drops = self.foreign_drops()?;
         let mut full = Vec::new();
         let mut namespaces = vec![(String::from("this host"), self.namespace.try_clone()?)];
@@ -47,7 +47,11 @@ impl Node {
             (ConditionCode::ConntrackFull, full),
         ];
         let found = found.into_iter().filter(|(_, texts)| !texts.is_empty());
-        Ok(found.map(|(code, texts)| Condition { code, message: texts.join("; ") }).collect())
+        let condition = |(code, texts): (ConditionCode, Vec<String>)| Condition {
+            ports: if code == ConditionCode::PortTaken { ports.clone() } else { Vec::new() },
+            ..Condition::new(code, texts.join("; "))
+        };
+        Ok(found.map(condition).collect())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod connections;
 mod firewall;
+mod kernels;
 mod lab;
 mod local;
 mod mesh;

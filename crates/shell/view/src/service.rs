@@ -25,10 +25,14 @@ pub fn service(service: &Service, facts: ServiceFacts) -> Value {
         .reasons
         .iter()
         .map(|reason| {
-            json!({
-                "Decider": reason.decider, "Code": reason.code, "Message": reason.message,
-                "Count": reason.count, "Since": time(reason.since),
-            })
+            let since = (reason.since != base::Timestamp::default()).then(|| time(reason.since));
+            Object::new()
+                .with("Decider", reason.decider.as_str())
+                .with("Code", reason.code.as_str())
+                .with("Message", reason.message.as_str())
+                .with("Count", reason.count)
+                .filled("Since", since)
+                .build()
         })
         .collect();
     let status = json!({

@@ -40,13 +40,12 @@ pub(super) async fn keep(
 }
 
 fn found(space: &Space, halted: Option<&Arc<str>>, data_dir: &Path) -> Vec<Condition> {
-    let full = matches!(space, Space::Low { .. }).then(|| Condition {
-        code: ConditionCode::DiskFull,
-        message: format!("disk full below {}", data_dir.display()),
+    let full = matches!(space, Space::Low { .. }).then(|| {
+        let message = format!("disk full below {}", data_dir.display());
+        Condition::new(ConditionCode::DiskFull, message)
     });
-    let stopped = halted.map(|reason| Condition {
-        code: ConditionCode::StoreStopped,
-        message: format!("store stopped: {reason}"),
+    let stopped = halted.map(|reason| {
+        Condition::new(ConditionCode::StoreStopped, format!("store stopped: {reason}"))
     });
     full.into_iter().chain(stopped).collect()
 }

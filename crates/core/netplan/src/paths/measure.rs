@@ -60,16 +60,7 @@ impl Measure {
         };
         let paths: BTreeMap<u32, Measured> =
             peers.peers.iter().map(|(number, peer)| (*number, path(peer))).collect();
-        let rounds = (QUESTIONS_MAX / paths.len().max(1)).clamp(ROUNDS_MIN, ROUNDS_MAX);
-        let mut queue = VecDeque::new();
-        for round in 0..rounds {
-            for (number, path) in &paths {
-                queue.push_back((*number, SMALL_BYTES));
-                if round < FULL_ROUNDS {
-                    queue.push_back((*number, path.wanted));
-                }
-            }
-        }
+        let queue = paths.keys().map(|number| (*number, SMALL_BYTES)).collect();
         Self { paths, queue, until: None, stage: 0, outstanding: 0 }
     }
 
@@ -87,21 +78,28 @@ impl Measure {
         let count = self.queue.len().min(PER_TICK);
         let asked: Vec<(u32, u32)> = self.queue.drain(..count).collect();
         for (number, size) in &asked {
-            if let Some(path) = self.paths.get_mut(number).filter(|_| *size == SMALL_BYTES) {
+            let counts = *size == SMALL_BYTES && self.stage > 0;
+            if let Some(path) = self.paths.get_mut(number).filter(|_| counts) {
                 path.sent += 1;
             }
         }
         self.outstanding += asked.len();
         if self.queue.is_empty() {
-            self.until = Some(Millis(now.0 + ANSWER_PERIOD.0));
+            let period = if self.stage == 0 { WARM_UP_PERIOD } else { ANSWER_PERIOD };
+            self.until = Some(Millis(now.0 + period.0));
         }
         Some(asked)
     }
 
-    /// Sizes between what passes and what does not, for paths that are cut; `false`: none are.
+    /// First everything that is counted; then sizes between what passes and what does not, for
+    /// paths that are cut. `false`: none are.
     fn begin_stage(&mut self) -> bool {
         self.stage += 1;
         self.outstanding = 0;
+        if self.stage == 1 {
+            self.queue_rounds();
+            return !self.queue.is_empty();
+        }
         if self.stage > STAGES_MAX {
             return false;
         }
@@ -118,11 +116,23 @@ impl Measure {
         !self.queue.is_empty()
     }
 
+    fn queue_rounds(&mut self) {
+        let rounds = (QUESTIONS_MAX / self.paths.len().max(1)).clamp(ROUNDS_MIN, ROUNDS_MAX);
+        for round in 0..rounds {
+            for (number, path) in &self.paths {
+                self.queue.push_back((*number, SMALL_BYTES));
+                if round < FULL_ROUNDS {
+                    self.queue.push_back((*number, path.wanted));
+                }
+            }
+        }
+    }
+
     pub fn answered(&mut self, number: u32, size: u32, round_us: u64) {
         let Some(path) = self.paths.get_mut(&number) else { return };
         self.outstanding = self.outstanding.saturating_sub(1);
-        if size == SMALL_BYTES {
-            path.answered = (path.answered + 1).min(path.sent);
+        if size == SMALL_BYTES && path.answered < path.sent {
+            path.answered += 1;
             path.round_us = path.round_us.saturating_add(round_us);
         }
         path.passes = path.passes.max(size);
@@ -153,8 +163,11 @@ const ROUNDS_MIN: usize = 4;
 const ROUNDS_MAX: usize = 50;
 /// Questions of the full size; they would pass, so few are enough.
 const FULL_ROUNDS: usize = 4;
+/// The first packets between two hosts may be lost until the kernels have found each other: they
+/// are not counted, and waited for so long.
+const WARM_UP_PERIOD: Millis = Millis(500);
 /// After the last question of a stage.
 const ANSWER_PERIOD: Millis = Millis(700);
 /// A range of sizes is cut in so many in one stage, and all of 64 KiB is known after four.
 const SIZES: u32 = 16;
-const STAGES_MAX: u32 = 4;
+const STAGES_MAX: u32 = 5;

@@ -203,6 +203,12 @@ fn a_measurement_counts_what_is_lost() {
 }
 
 #[test]
+fn the_first_packets_between_two_hosts_are_not_counted() {
+    let found = measured(&[(1, 1_450), (2, 1_450)], |count| count <= 2);
+    assert!(found.values().all(|path| path.loss_percent() == 0 && path.passes == 1_450));
+}
+
+#[test]
 fn a_measurement_of_very_many_peers_ends_within_seconds() {
     let all: Vec<(u32, u32)> = (1..=1_000).map(|number| (number, 1_450)).collect();
     let found = measured(&all, |_| false);

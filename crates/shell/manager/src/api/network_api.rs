@@ -68,7 +68,7 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let mut shown = network_view(&view, network);
         if request.verbose {
             shown.peers = peers(&view, network);
-            self.add_problems(&view, network, &mut shown.peers).await;
+            self.add_problems(&view, network, &mut shown.peers);
             shown.services =
                 view.services_on_network(network.id).map(|s| on_network(network, s)).collect();
             shown.tasks =
@@ -78,19 +78,14 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
     }
 
     /// What the peers say of their paths to each other; only a leader knows.
-    async fn add_problems(
-        &self,
-        view: &Snapshot,
-        network: &Network,
-        peers: &mut [v1::NetworkPeer],
-    ) {
-        let bad = self.dispatcher.bad_paths().await;
+    fn add_problems(&self, view: &Snapshot, network: &Network, peers: &mut [v1::NetworkPeer]) {
+        let bad = self.dispatcher.bad_paths();
         for peer in peers {
             let Ok(node) = wire::id::<NodeId>(&peer.node, "node") else { continue };
             if dispatch::is_down(view, node) {
                 peer.problems.push("the node is down".to_owned());
             } else if let Some(bad) = bad.get(&node) {
-                peer.problems = dispatch::paths_on(view, network.id, bad);
+                peer.problems = dispatch::paths_on(view, network, bad);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use dispatch::Hindrances;
 use ports::Clock;
 use ports::store::Store;
 use state::{Change, Snapshot};
@@ -37,7 +38,8 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         let change = Change::UpdateService { id, expect: request.spec_version, spec };
         self.write(vec![change]).await?;
         let view = self.store.snapshot();
-        let service = view.service(id).map(|service| service_view(&view, service));
+        let hindrances = self.hindrances(&view);
+        let service = view.service(id).map(|service| service_view(&view, &hindrances, service));
         Ok(v1::UpdateServiceResponse { service, warnings: Vec::new() })
     }
 
@@ -53,7 +55,13 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         request: v1::ObjectRef,
     ) -> Result<v1::ServiceView, Fault> {
         let (view, _) = self.read().await?;
-        Ok(service_view(&view, find::service(&view, &request.r#ref)?))
+        let service = find::service(&view, &request.r#ref)?;
+        Ok(service_view(&view, &self.hindrances(&view), service))
+    }
+
+    /// What nodes say that keeps services from being reached.
+    fn hindrances<'a>(&self, view: &'a Snapshot) -> Hindrances<'a> {
+        Hindrances::new(view, self.dispatcher.bad_paths())
     }
 
     pub(super) async fn list_services(
@@ -68,7 +76,9 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
                     || request.modes.iter().any(|mode| mode == service.spec.mode.name()))
                 && find::has_labels(&service.spec.labels, &request.labels)
         };
-        let services = view.services().filter(listed).map(|s| service_view(&view, s)).collect();
+        let hindrances = self.hindrances(&view);
+        let shown = |service: &Arc<Service>| service_view(&view, &hindrances, service);
+        let services = view.services().filter(listed).map(shown).collect();
         Ok(v1::ServiceList { services, freshness: Some(freshness) })
     }
 }
@@ -140,7 +150,11 @@ fn check_own_ports(view: &Snapshot, spec: &ServiceSpec) -> Result<(), Fault> {
     Ok(())
 }
 
-fn service_view(view: &Snapshot, service: &Service) -> v1::ServiceView {
+fn service_view(
+    view: &Snapshot,
+    hindrances: &Hindrances<'_>,
+    service: &Service,
+) -> v1::ServiceView {
     let (mut running, mut active) = (0, 0);
     for task in view.tasks_of_service(service.id) {
         active += u64::from(task.desired <= TaskState::Running && !task.status.state.is_terminal());
@@ -150,7 +164,9 @@ fn service_view(view: &Snapshot, service: &Service) -> v1::ServiceView {
         ServiceMode::Replicated(replicas) => replicas,
         _ => active,
     };
-    v1::ServiceView { service: Some(service.into()), running, desired, completed: 0 }
+    let mut shown = v1::Service::from(service);
+    shown.reasons.extend(hindrances.reasons(service).iter().map(Into::into));
+    v1::ServiceView { service: Some(shown), running, desired, completed: 0 }
 }
 
 /// A task counts as running only where its node was heard of.

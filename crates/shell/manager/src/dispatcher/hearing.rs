@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use dispatch::{Reading, Verdict, lost_tasks};
 use ports::Clock;
 use ports::store::Store;
-use types::limits::BEHIND_AFTER;
+use types::limits::{BEHIND_AFTER, CONDITION_PORTS_MAX};
 use types::{Condition, ConditionCode, NodeId, NodeState, NodeStatus, TaskId, TaskStatus};
 use wire::v1;
 use wire::v1::manager_message::Message as Out;
@@ -138,7 +138,7 @@ fn data_path_behind() -> Condition {
     let message = format!(
         "networks are not as the managers said for over {seconds} s: see the log of its daemon"
     );
-    Condition { code: ConditionCode::DataPathBehind, message }
+    Condition::new(ConditionCode::DataPathBehind, message)
 }
 
 /// What the managers judge.
@@ -156,6 +156,7 @@ fn reported(conditions: Vec<v1::Condition>) -> Vec<Condition> {
         }
         let end = condition.message.floor_char_boundary(CONDITION_BYTES_MAX);
         condition.message.truncate(end);
+        condition.ports.truncate(CONDITION_PORTS_MAX);
         if known.iter().all(|other| other.code != condition.code) {
             known.push(condition);
         }
@@ -170,12 +171,18 @@ mod tests {
 
     #[test]
     fn what_a_node_says_of_itself_is_bounded_and_not_about_its_clock() {
-        let of = |code: i32, message: &str| v1::Condition { code, message: message.into() };
+        let port = v1::PortBinding { protocol: 6, port: 80, address: String::new() };
+        let of = |code: i32, message: &str| v1::Condition {
+            code,
+            message: message.into(),
+            ports: vec![port.clone(); 2 * CONDITION_PORTS_MAX],
+        };
         let long = "ü".repeat(CONDITION_BYTES_MAX);
         let told = reported(vec![of(3, &long), of(1, "clock 5 s ahead"), of(3, "again")]);
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].code, ConditionCode::StoreStopped);
         assert_eq!(told[0].message.len(), CONDITION_BYTES_MAX / 2 * 2);
+        assert_eq!(told[0].ports.len(), CONDITION_PORTS_MAX);
         assert_eq!(
             reported(vec![of(99, "of a later version"), of(8, "b: silent"), of(2, "full")]).len(),
             1

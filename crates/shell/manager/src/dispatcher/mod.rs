@@ -14,7 +14,7 @@ mod session;
 use std::collections::BTreeMap;
 
 use ports::Link;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use types::{BadPath, NetworkCheck, NodeId, TaskId};
 use wire::v1::{LogSubscription, ManagerMessage, NodeMessage};
 
@@ -48,7 +48,6 @@ pub(crate) enum Message {
         id: base::Id,
     },
     Check(paths::Question),
-    BadPaths(oneshot::Sender<BTreeMap<NodeId, Vec<BadPath>>>),
 }
 
 /// What a node found, or why it found nothing.
@@ -65,12 +64,17 @@ pub struct Reached {
 #[derive(Clone, Debug)]
 pub struct DispatcherHandle {
     inbox: mpsc::Sender<Message>,
+    bad_paths: watch::Receiver<BadPaths>,
 }
 
+/// What nodes say of their paths; those that see no bad one are not named.
+pub(crate) type BadPaths = BTreeMap<NodeId, Vec<BadPath>>;
+
 impl DispatcherHandle {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Message>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Message>, watch::Sender<BadPaths>) {
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
-        (Self { inbox }, messages)
+        let (paths, bad_paths) = watch::channel(BadPaths::new());
+        (Self { inbox, bad_paths }, messages, paths)
     }
 
     /// Gives a node's session to the dispatcher; waits while its inbox is full.

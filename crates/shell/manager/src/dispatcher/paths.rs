@@ -41,11 +41,10 @@ impl DispatcherHandle {
         answered.await.unwrap_or_else(|_| Err("its session with the managers is over".to_owned()))
     }
 
-    /// What nodes last said of bad paths; those that see none are not named.
-    pub async fn bad_paths(&self) -> BTreeMap<NodeId, Vec<BadPath>> {
-        let (answer, answered) = oneshot::channel();
-        let _ = self.inbox.send(Message::BadPaths(answer)).await;
-        answered.await.unwrap_or_default()
+    /// What nodes last said of bad paths to peers that are there; only a leader knows of any.
+    #[must_use]
+    pub fn bad_paths(&self) -> BTreeMap<NodeId, Vec<BadPath>> {
+        self.bad_paths.borrow().clone()
     }
 }
 
@@ -86,20 +85,27 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.questions.retain(|_, (asked, _)| *asked != node);
     }
 
-    pub(super) fn all_bad_paths(&self) -> BTreeMap<NodeId, Vec<BadPath>> {
-        let sessions = self.sessions.iter();
-        let bad = sessions.filter(|(_, session)| !session.bad_paths.is_empty());
-        bad.map(|(node, session)| (*node, session.bad_paths.clone())).collect()
+    /// What a node says of its paths, which others may read. Peers that are silent or down are
+    /// known to be away: nobody's path is to blame.
+    pub(super) fn path_condition(&self, node: NodeId) -> Option<Condition> {
+        let bad = match self.sessions.get(&node) {
+            None => Vec::new(),
+            Some(session) => {
+                let bad = session.bad_paths.iter().copied();
+                bad.filter(|bad| !self.is_away(bad.node)).collect()
+            }
+        };
+        let condition = dispatch::path_condition(&self.view, &bad);
+        self.bad_paths.send_if_modified(|known| match bad.is_empty() {
+            true => known.remove(&node).is_some(),
+            false => known.insert(node, bad.clone()).is_none_or(|before| before != bad),
+        });
+        condition
     }
 
-    /// Peers that are silent or down are known to be away: nobody's path is to blame.
-    pub(super) fn path_condition(&self, node: NodeId) -> Option<Condition> {
-        let session = self.sessions.get(&node)?;
-        let is_away = |peer: NodeId| {
-            is_down(&self.view, peer)
-                || self.silent.contains(&peer)
-                || self.sessions.get(&peer).is_none_or(|session| !session.greeted)
-        };
-        dispatch::path_condition(&self.view, &session.bad_paths, is_away)
+    fn is_away(&self, node: NodeId) -> bool {
+        is_down(&self.view, node)
+            || self.silent.contains(&node)
+            || self.sessions.get(&node).is_none_or(|session| !session.greeted)
     }
 }

@@ -22,7 +22,7 @@ use wire::v1::{self, ManagerMessage, NodeMessage};
 
 use super::paths::Questions;
 use super::session::{Inventory, Session};
-use super::{DispatcherHandle, Message, Reached};
+use super::{BadPaths, DispatcherHandle, Message, Reached};
 use crate::options::{REPORTS_PER_PROPOSAL_MAX, SUBSCRIPTIONS_MAX, Timing};
 
 /// Sessions with the nodes, and the loop that serves them.
@@ -59,6 +59,8 @@ pub struct Dispatcher<S, C> {
     pub(super) silence: Liveness,
     pub(super) silent: BTreeSet<NodeId>,
     pub(super) questions: Questions,
+    /// For everybody to read: of nodes with a session, as last judged.
+    pub(super) bad_paths: watch::Sender<BadPaths>,
     /// When what was gathered is sent and stored.
     flush_at: Option<Millis>,
 }
@@ -73,7 +75,7 @@ enum Cause {
 
 impl<S: Store, C: Clock> Dispatcher<S, C> {
     pub fn new(store: S, clock: C, timing: Timing) -> (Self, DispatcherHandle) {
-        let (handle, inbox) = DispatcherHandle::new();
+        let (handle, inbox, bad_paths) = DispatcherHandle::new();
         let changes = store.watch();
         let dispatcher = Self {
             store,
@@ -102,6 +104,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             silence: Liveness::default(),
             silent: BTreeSet::new(),
             questions: Questions::new(),
+            bad_paths,
             flush_at: None,
         };
         (dispatcher, handle)
@@ -161,6 +164,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
         self.silence = Liveness::default();
         self.silent.clear();
         self.questions.clear();
+        self.bad_paths.send_replace(BadPaths::new());
         if leads {
             self.rebuild_directory();
             let now = self.clock.monotonic();
@@ -189,6 +193,7 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     pub(super) fn end_session(&mut self, node: NodeId) {
         self.sessions.remove(&node);
         self.drop_questions(node);
+        self.bad_paths.send_if_modified(|known| known.remove(&node).is_some());
         self.clocks.forget(node);
     }
 
@@ -210,7 +215,6 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
             }
             Message::Unsubscribe { id } => self.unsubscribe(id),
             Message::Check(question) => self.ask(question),
-            Message::BadPaths(answer) => drop(answer.send(self.all_bad_paths())),
         }
     }
 

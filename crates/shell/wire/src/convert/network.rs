@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use types::{
     Attachment, Connection, DataPath, Endpoint, EndpointMode, EndpointSpec, Fault, HostPort,
-    IpamPool, Network, NetworkAttachment, NetworkDriver, NetworkSpec, PortProtocol, PortSpec,
-    PublishMode, Subnet, TaskNetwork,
+    IpamPool, Network, NetworkAttachment, NetworkDriver, NetworkSpec, PortBinding, PortProtocol,
+    PortSpec, PublishMode, Subnet, TaskNetwork,
 };
 
 use super::{all, id, malformed, octets, required};
@@ -143,6 +143,29 @@ impl TryFrom<v1::HostPort> for HostPort {
             published: port_number(port.published)?,
             host: port.host,
         })
+    }
+}
+
+impl From<&PortBinding> for v1::PortBinding {
+    fn from(binding: &PortBinding) -> Self {
+        Self {
+            protocol: binding.protocol as u32,
+            port: binding.port.into(),
+            address: binding.address.map_or_else(String::new, |address| address.to_string()),
+        }
+    }
+}
+
+impl TryFrom<v1::PortBinding> for PortBinding {
+    type Error = Fault;
+
+    fn try_from(binding: v1::PortBinding) -> Result<Self, Fault> {
+        let address = match binding.address.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| malformed("address", "is no IP address"))?),
+        };
+        let (protocol, port) = (protocol(binding.protocol)?, port_number(binding.port)?);
+        Ok(Self { protocol, port, address })
     }
 }
 

@@ -125,7 +125,11 @@ impl From<&NodeStatus> for v1::NodeStatus {
 
 impl From<&Condition> for v1::Condition {
     fn from(condition: &Condition) -> Self {
-        Self { code: condition.code as i32, message: condition.message.clone() }
+        Self {
+            code: condition.code as i32,
+            message: condition.message.clone(),
+            ports: condition.ports.iter().map(Into::into).collect(),
+        }
     }
 }
 
@@ -136,7 +140,8 @@ impl TryFrom<v1::Condition> for Condition {
         let field = "node.status.conditions.code";
         let code = ConditionCode::from_number(condition.code);
         let code = code.ok_or_else(|| unknown(field, condition.code))?;
-        Ok(Self { code, message: condition.message })
+        let ports = condition.ports.into_iter().map(TryInto::try_into);
+        Ok(Self { code, message: condition.message, ports: ports.collect::<Result<_, Fault>>()? })
     }
 }
 
@@ -190,7 +195,7 @@ fn availability(number: i32, field: &str) -> Result<Availability, Fault> {
 #[cfg(test)]
 mod tests {
     use base::Id;
-    use types::{Labels, Meta, NodeId, Platform, Resources};
+    use types::{Labels, Meta, NodeId, Platform, PortBinding, PortProtocol, Resources};
 
     use super::*;
 
@@ -216,6 +221,14 @@ mod tests {
                 conditions: vec![Condition {
                     code: ConditionCode::DiskFull,
                     message: "disk full below /x".into(),
+                    ports: vec![
+                        PortBinding {
+                            protocol: PortProtocol::Udp,
+                            port: 53,
+                            address: Some([192, 0, 2, 1].into()),
+                        },
+                        PortBinding { protocol: PortProtocol::Tcp, port: 80, address: None },
+                    ],
                 }],
                 since: Timestamp(9),
                 ..NodeStatus::default()

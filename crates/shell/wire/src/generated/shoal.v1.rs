@@ -633,12 +633,27 @@ pub struct NodeStatus {
     #[prost(uint64, tag = "5")]
     pub since: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Condition {
     #[prost(enumeration = "ConditionCode", tag = "1")]
     pub code: i32,
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
+    /// what it is about, where it is about ports
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<PortBinding>,
+}
+/// A port of a node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortBinding {
+    /// as IP numbers it
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// empty: all
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagerStatus {
