@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
-use integration::program;
+use integration::{joined, program};
 
 /// No daemon is here.
 const NOWHERE: &str = "unix:///nonexistent/shoal.sock";
@@ -73,4 +74,35 @@ fn colours_are_for_terminals_whose_user_wants_them() {
     assert!(!on_terminal(Some("1")).contains("\u{1b}["), "NO_COLOR is heeded");
     let piped = Command::new(&shoal).arg("--help").output().unwrap();
     assert!(!text(&piped.stdout).contains("\u{1b}["), "a pipe has none");
+}
+
+/// As docker's, but for the case that nobody can be asked.
+#[test]
+fn the_ingress_network_is_removed_on_a_yes_only() {
+    let lab = joined(1, 0).unwrap();
+    let host = lab.host(1);
+    let url = format!("unix://{}", host.socket().display());
+    let remove = |answer: &str| {
+        let mut command = Command::new(program("shoal", "SHOAL_BIN", false).unwrap());
+        command.args(["-H", &url, "network", "rm", "ingress"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert!(said.starts_with("WARNING! Before removing the routing-mesh network"), "{said}");
+        (output.status.code(), text(&output.stdout), said)
+    };
+    let is_there = || {
+        let names = host.shoal(&["network", "ls", "--format", "{{.Name}}"]).unwrap();
+        names.lines().unwrap().contains(&"ingress".to_owned())
+    };
+    let (code, _, said) = remove("");
+    assert!(code == Some(1) && said.contains("nobody answered"), "{said}");
+    let (code, out, _) = remove("n\n");
+    assert_eq!((code, out.as_str(), is_there()), (Some(0), "", true));
+    let (code, out, said) = remove("y\n");
+    assert_eq!((code, out.as_str(), is_there()), (Some(0), "ingress\n", false), "{said}");
+    let again = ["network", "create", "-d", "overlay", "--ingress", "mesh"];
+    host.shoal(&again).unwrap().ok().unwrap();
 }

@@ -125,6 +125,18 @@ fn many_services() {
     assert!(used < 40 * 1024, "{used} KiB");
     assert_eq!(space.addresses(port, "service-9999."), ["10.9.39.15"]);
     assert_eq!(space.addresses(port, "tasks.service-9999.").len(), 10);
+
+    // One that leaves is not given out any more at once, among so many too.
+    let leaves = DirectoryUpdate {
+        removed_endpoints: vec![(network_id(1), task_id(99_999))],
+        ..DirectoryUpdate::default()
+    };
+    let begun = Instant::now();
+    lab.wait(client.update(&leaves)).unwrap();
+    assert_eq!(space.addresses(port, "tasks.service-9999.").len(), 9);
+    let took = begun.elapsed();
+    println!("  one of them withdrawn: {took:?}");
+    assert!(took.as_millis() < 200, "{took:?}");
 }
 
 fn many_containers() {
