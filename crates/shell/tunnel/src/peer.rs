@@ -209,8 +209,8 @@ impl State {
         due
     }
 
-    /// An initiation a second after the first, and two after that: the protocol's own comes
-    /// after five.
+    /// Initiations soon after the first, for a peer that is told of us a little later: the
+    /// protocol's own comes after five seconds.
     pub(crate) fn initiate_early<'a>(
         &mut self,
         age: Duration,
@@ -224,7 +224,9 @@ impl State {
         self.initiate(into)
     }
 
+    /// An initiation, when it is known where to send one.
     pub(crate) fn initiate<'a>(&mut self, into: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        self.endpoint?;
         match self.tunn()?.format_handshake_initiation(into, true) {
             TunnResult::WriteToNetwork(message) => Some(message),
             _ => None,
@@ -235,7 +237,8 @@ impl State {
 /// How long single datagrams are sent after the system refused joined ones.
 const PLAIN_TIME: Duration = Duration::from_secs(10);
 const ANSWER_PERIOD: Duration = Duration::from_secs(1);
-const EARLY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+const EARLY: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 /// A burst of a connection's begin; what is more is sent again by whoever sent it.
 const PARKED_MAX: usize = 64;
 /// About 1.5 MB.

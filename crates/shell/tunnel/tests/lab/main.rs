@@ -6,4 +6,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod engine;
+mod hostile;
+mod interop;
+mod kernel;
+mod restart;
 mod spaces;
