@@ -1,6 +1,7 @@
 //! Engines that go and come again.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use tunnel::{
     DropCause, Engine, EngineOptions, Lifetime, Offload, PeerConfig, PrivateKey, Socket, Tun,
 };
 
-use crate::spaces::{Echo, Node, PORT, Wire, eventually, inner, outer, ping};
+use crate::spaces::{Echo, MTU, Node, PORT, Wire, eventually, inner, outer, ping};
 
 #[test]
 fn a_restarted_engine_is_reached_within_a_second() {
@@ -161,4 +162,67 @@ fn a_clock_that_was_set_back_is_forgiven() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
+/// A second engine of a node, with a key, a device and a port of its own.
+fn second(node: &Node) -> (PrivateKey, Engine) {
+    let key = PrivateKey::generate().unwrap();
+    let tun = node.inside.enter(|| {
+        let tun = Tun::open("wg1", Lifetime::Temporary, Offload::Tunnel).unwrap();
+        tun.set_queue_length(10_000).unwrap();
+        tun
+    });
+    node.inside.run(&format!("ip link set wg1 mtu {MTU} up"));
+    let any = ([0, 0, 0, 0], PORT + 1).into();
+    let socket = node.host.enter(move || Socket::open(any).unwrap());
+    let options = EngineOptions { address: inner(node.number), handshakes_per_second: 100 };
+    let engine = Engine::start(&key, tun, socket, options).unwrap();
+    (key, engine)
+}
+
+#[test]
+fn keys_are_exchanged_without_a_lost_packet() {
+    let [near, far] = Node::pair(Offload::Tunnel);
+    near.await_sessions();
+    far.await_sessions();
+    let echo = Echo::start(&far.inside, inner(2).into());
+    let (near_key, near_engine) = second(&near);
+    let (far_key, far_engine) = second(&far);
+    let config = |node: &Node, key: &PrivateKey| PeerConfig {
+        key: key.public(),
+        endpoint: Some((outer(node.number), PORT + 1).into()),
+        ..node.config()
+    };
+    near_engine.set_peers(&[config(&far, &far_key)]).unwrap();
+    far_engine.set_peers(&[config(&near, &near_key)]).unwrap();
+    let socket = near.inside.enter(|| UdpSocket::bind((inner(1), 0)).unwrap());
+    socket.connect(echo.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let answers = socket.try_clone().unwrap();
+    let counting = std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        (0..DATAGRAMS).take_while(|_| answers.recv(&mut buffer).is_ok()).count()
+    });
+    let switch = |node: &Node| {
+        let (own, other) = (inner(node.number), inner(3 - node.number));
+        node.inside.run(&format!("ip route add {other}/32 dev wg1 src {own}"));
+    };
+    let has_session = |engine: &Engine| engine.observe().peers[0].has_session;
+    eventually("sessions of the new keys", || {
+        has_session(&near_engine) && has_session(&far_engine)
+    });
+    for number in 0..DATAGRAMS {
+        socket.send(&[7; 1200]).unwrap();
+        std::thread::sleep(Duration::from_micros(500));
+        // The far node is late.
+        match number {
+            500 => switch(&near),
+            900 => switch(&far),
+            _ => {}
+        }
+    }
+    assert_eq!(counting.join().unwrap(), DATAGRAMS);
+    assert!(near_engine.observe().traffic.sent_packets > 0);
+    assert!(far_engine.observe().traffic.sent_packets > 0);
+}
+
+const DATAGRAMS: usize = 1500;
 const SPACES: &str = "TUNNEL_TEST_SPACES";
