@@ -7,20 +7,23 @@
 //! A packet is decrypted where it will stay if it continues the flow that was last added to: behind
 //! that flow's payload, its headers over the payload's last bytes, which are put back afterwards.
 
-use crate::header::{GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CHECKSUM, OffloadHeader};
+use crate::checksum;
+use crate::header::{
+    GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_TUNNEL4, GSO_UDP, NEEDS_CHECKSUM, OffloadHeader,
+};
 use crate::parse::Parsed;
 use crate::split::{
-    IP4_HEADER, IP6_HEADER, TCP, TCP_CWR, TCP_FIN, TCP_PSH, UDP, fix_ip4_length, put,
+    IP4_HEADER, IP6_HEADER, TCP, TCP_CWR, TCP_FIN, TCP_PSH, UDP, VXLAN, fix_ip4_length, put,
 };
-use crate::{checksum, header};
+use crate::tun::Offload;
 
 /// Joins packets; frames go to the function that is given along, each with its virtio header.
 #[derive(Debug)]
 pub struct Coalescer {
     /// Bytes of the virtio header.
     header: usize,
-    /// Whether the device takes joined UDP.
-    udp: bool,
+    /// What the device takes joined.
+    offload: Offload,
     slots: Vec<Slot>,
     /// The one last added to.
     current: usize,
@@ -48,10 +51,10 @@ struct Slot {
 }
 
 impl Coalescer {
-    /// For a device with virtio headers of that size, which takes joined UDP or does not.
+    /// For a device that takes so much.
     #[must_use]
-    pub fn new(header: usize, udp: bool) -> Self {
-        let header = if header == header::TUNNEL { header } else { header::PLAIN };
+    pub fn new(offload: Offload) -> Self {
+        let header = offload.header_size();
         let slot = || Slot {
             buffer: vec![0; header + PACKET_MAX + ROOM_MAX],
             first: None,
@@ -63,7 +66,7 @@ impl Coalescer {
         };
         Self {
             header,
-            udp,
+            offload,
             slots: (0..SLOTS).map(|_| slot()).collect(),
             current: 0,
             oldest: 0,
@@ -84,7 +87,7 @@ impl Coalescer {
         if room > ROOM_MAX {
             return;
         }
-        let header = self.header;
+        let (header, inside) = (self.header, self.offload == Offload::Tunnel);
         let Some(first) = self.slots[self.current].first else {
             let place = &mut self.scratch[header..header + room];
             if let Some(length) = open(place).filter(|length| (1..=room).contains(length)) {
@@ -100,7 +103,8 @@ impl Coalescer {
         let length = open(&mut slot.buffer[at..at + room]);
         let length = length.filter(|length| (1..=room).contains(length));
         let packet = &slot.buffer[at..at + length.unwrap_or(0)];
-        let next = Parsed::of(packet).filter(|next| slot.continues(&first, header, next, packet));
+        let next = Parsed::of(packet, inside);
+        let next = next.filter(|next| slot.continues(&first, header, next, packet));
         if let Some(next) = next {
             let (flags, sequence) = (next.flags(packet), next.sequence(packet));
             slot.buffer[at..slot.tail].copy_from_slice(saved);
@@ -127,8 +131,8 @@ impl Coalescer {
     /// A packet of that length stands in the scratch buffer: to the flow it belongs to, to a new
     /// slot, or straight out.
     fn sort(&mut self, length: usize, out: &mut impl FnMut(&mut [u8])) {
-        let header = self.header;
-        let Some(next) = Parsed::of(&self.scratch[header..header + length]) else {
+        let (header, inside) = (self.header, self.offload == Offload::Tunnel);
+        let Some(next) = Parsed::of(&self.scratch[header..header + length], inside) else {
             // It may belong to any flow.
             self.flush(out);
             return self.pass(length, out);
@@ -155,9 +159,8 @@ impl Coalescer {
             }
             slot.flush(header, out);
             free = Some(index);
-            break;
         }
-        let wanted = self.udp || next.protocol != UDP;
+        let wanted = self.offload >= Offload::Udp || next.protocol != UDP;
         if !wanted || !next.is_first(packet) || !next.is_intact(packet) {
             return self.pass(length, out);
         }
@@ -191,7 +194,8 @@ impl Slot {
     /// Whether a packet is the next one of this flow and differs in nothing that would be lost.
     fn continues(&self, first: &Parsed, header: usize, next: &Parsed, packet: &[u8]) -> bool {
         let most = if first.protocol == UDP { UDP_SEGMENTS_MAX } else { TCP_SEGMENTS_MAX };
-        next.v6 == first.v6
+        next.base == first.base
+            && next.v6 == first.v6
             && next.protocol == first.protocol
             && next.length == first.length
             && (1..=first.payload).contains(&next.payload)
@@ -205,13 +209,15 @@ impl Slot {
     fn is_alike(&self, first: &Parsed, packet: &[u8]) -> bool {
         let (old, new) = (&self.headers[..first.length], &packet[..first.length]);
         let same = |from: usize, to: usize| old[from..to] == new[from..to];
-        let network = if first.v6 {
-            same(0, 4) && same(6, IP6_HEADER)
-        } else {
-            same(0, 2) && same(6, 10) && same(12, IP4_HEADER)
-        };
-        let at = first.transport();
-        if !network || !same(at, at + 4) {
+        let is_ip4 =
+            |at: usize| same(at, at + 2) && same(at + 6, at + 10) && same(at + 12, at + IP4_HEADER);
+        let (base, at) = (first.base, first.transport());
+        // Outside: ports, and from the identifier on; a checksum there is none.
+        let outside = base == 0
+            || (is_ip4(0) && same(IP4_HEADER, IP4_HEADER + 4) && same(IP4_HEADER + 6, VXLAN));
+        let network =
+            if first.v6 { same(base, base + 4) && same(base + 6, at) } else { is_ip4(base) };
+        if !outside || !network || !same(at, at + 4) {
             return false;
         }
         if first.protocol == UDP {
@@ -254,12 +260,16 @@ impl Slot {
 
 /// Makes the first packet's headers those of the super-packet; answers what is left to the kernel.
 fn finish(first: &Parsed, packet: &mut [u8], closing: u8) -> OffloadHeader {
-    let (transport, whole) = (first.transport(), packet.len());
+    let (base, transport, whole) = (first.base, first.transport(), packet.len());
     let length = whole - transport;
-    if first.v6 {
-        put(packet, 4, length as u16);
-    } else {
+    if base > 0 {
         fix_ip4_length(&mut packet[..IP4_HEADER], whole);
+        put(packet, IP4_HEADER + 4, (whole - IP4_HEADER) as u16);
+    }
+    if first.v6 {
+        put(packet, base + 4, length as u16);
+    } else {
+        fix_ip4_length(&mut packet[base..base + IP4_HEADER], whole - base);
     }
     let pseudo = checksum::fold(first.pseudo(packet, length));
     let at = first.checksum_at();
@@ -274,6 +284,10 @@ fn finish(first: &Parsed, packet: &mut [u8], closing: u8) -> OffloadHeader {
     } else {
         put(packet, transport + 4, length as u16);
     }
+    let tunnel = base > 0;
+    if tunnel {
+        gso_type |= GSO_TUNNEL4;
+    }
     OffloadHeader {
         flags: NEEDS_CHECKSUM,
         gso_type,
@@ -281,7 +295,8 @@ fn finish(first: &Parsed, packet: &mut [u8], closing: u8) -> OffloadHeader {
         gso_size: first.payload as u16,
         checksum_start: transport as u16,
         checksum_offset: (at - transport) as u16,
-        ..OffloadHeader::default()
+        outer_transport: if tunnel { IP4_HEADER as u16 } else { 0 },
+        inner_network: base as u16,
     }
 }
 
@@ -290,8 +305,8 @@ const SLOTS: usize = 8;
 const PACKET_MAX: usize = 65_535;
 /// A datagram, of which a packet is a part.
 const ROOM_MAX: usize = 65_536;
-/// IPv6 and the longest TCP header.
-const HEADERS_MAX: usize = IP6_HEADER + 60;
+/// VXLAN, IPv6 and the longest TCP header.
+const HEADERS_MAX: usize = VXLAN + IP6_HEADER + 60;
 /// Kernels before 6.9 refuse more.
 const UDP_SEGMENTS_MAX: usize = 64;
 /// The kernel counts segments in 16 bits; few are so small that they get there.

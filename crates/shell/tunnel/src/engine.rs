@@ -183,7 +183,8 @@ impl Engine {
             let taken = old.by_receiver(index << 8).is_some()
                 || (index < new.len() as u32 && new.iter().any(|peer| peer.index == index));
             if !taken {
-                return Peer::new(config, index, &shared.key, &shared.limiter);
+                let yields = shared.public.as_bytes() < config.key.as_bytes();
+                return Peer::new(config, index, &shared.key, yields, &shared.limiter);
             }
         }
     }

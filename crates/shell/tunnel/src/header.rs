@@ -45,6 +45,24 @@ impl OffloadHeader {
         })
     }
 
+    /// For a packet before which so many bytes are put, or taken away; `None` when it points there.
+    pub(crate) fn moved(self, by: i32) -> Option<Self> {
+        // What is not set stays so.
+        let moved = |field: u16, set: bool| {
+            if set { u16::try_from(i32::from(field) + by).ok() } else { Some(field) }
+        };
+        let sum = self.flags & NEEDS_CHECKSUM != 0;
+        let tunnel = self.gso_type & (GSO_TUNNEL4 | GSO_TUNNEL6) != 0;
+        Some(Self {
+            // A hint.
+            header_length: moved(self.header_length, self.gso_type != GSO_NONE).unwrap_or(0),
+            checksum_start: moved(self.checksum_start, sum)?,
+            outer_transport: moved(self.outer_transport, tunnel)?,
+            inner_network: moved(self.inner_network, tunnel)?,
+            ..self
+        })
+    }
+
     /// Over the first bytes of a frame, all of which are the header.
     pub(crate) fn write(&self, into: &mut [u8]) {
         into.fill(0);

@@ -1,6 +1,6 @@
 //! WireGuard of one node in user space.
 //!
-//! Owns: a TUN device, a UDP socket, the peers' sessions, and the threads between them.
+//! Owns: a device of the kernel's, a UDP socket, the peers' sessions, and the threads between them.
 //! Does not know: who makes keys, which nodes are peers, namespaces, routes.
 //! Invariant: a packet goes only to the peer that has its address, and one that comes is let in
 //! only with that peer's address as its source and ours as its destination.

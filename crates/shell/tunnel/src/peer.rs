@@ -48,6 +48,8 @@ pub(crate) struct Peer {
     /// The protocol's number of it, 24 bits.
     pub(crate) index: u32,
     pub(crate) counters: Counters,
+    /// Whether it is for the peer to try again first.
+    yields: bool,
     /// When segments may be tried again, in milliseconds after `begun`; 0 when they may.
     plain_until: AtomicU64,
     begun: Instant,
@@ -79,6 +81,7 @@ impl Peer {
         config: PeerConfig,
         index: u32,
         own: &PrivateKey,
+        yields: bool,
         limiter: &Arc<RateLimiter>,
     ) -> Self {
         let keepalive = config.keepalive.map(NonZeroU16::get);
@@ -97,6 +100,7 @@ impl Peer {
             config,
             index,
             counters: Counters::default(),
+            yields,
             plain_until: AtomicU64::new(0),
             begun: Instant::now(),
             state: Mutex::new(state),
@@ -122,8 +126,10 @@ impl Peer {
         }
     }
 
+    /// How long it has had time to answer.
     pub(crate) fn age(&self) -> Duration {
-        self.begun.elapsed()
+        let head_start = if self.yields { HEAD_START } else { Duration::ZERO };
+        self.begun.elapsed().saturating_sub(head_start)
     }
 
     /// Ends its session at once.
@@ -209,15 +215,16 @@ impl State {
         due
     }
 
-    /// Initiations soon after the first, for a peer that is told of us a little later: the
-    /// protocol's own comes after five seconds.
+    /// Initiations soon after the first, while there is no session: for a peer that is told of us a
+    /// little later, and for two whose initiations crossed, as each forgets its own when it answers
+    /// twice. The protocol's own come after five seconds, and not in the second case.
     pub(crate) fn initiate_early<'a>(
         &mut self,
         age: Duration,
         into: &'a mut [u8],
     ) -> Option<&'a mut [u8]> {
         let due = usize::from(self.early) < EARLY.len() && age >= EARLY[usize::from(self.early)];
-        if !due || self.handshake.is_some() {
+        if !due || self.has_session() {
             return None;
         }
         self.early += 1;
@@ -237,8 +244,14 @@ impl State {
 /// How long single datagrams are sent after the system refused joined ones.
 const PLAIN_TIME: Duration = Duration::from_secs(10);
 const ANSWER_PERIOD: Duration = Duration::from_secs(1);
-const EARLY: [Duration; 3] =
-    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+const EARLY: [Duration; 4] = [
+    Duration::from_millis(250),
+    Duration::from_millis(1000),
+    Duration::from_millis(3000),
+    Duration::from_millis(7000),
+];
+/// So that two do not try again at the same time.
+const HEAD_START: Duration = Duration::from_millis(300);
 /// A burst of a connection's begin; what is more is sent again by whoever sent it.
 const PARKED_MAX: usize = 64;
 /// About 1.5 MB.

@@ -22,18 +22,14 @@ use crate::peer::{Peer, State};
 use crate::split::IP4_HEADER;
 use crate::table::{Table, View};
 use crate::transmit::DATA;
-use crate::tun::Offload;
 use crate::udp::Inbox;
 
 /// Runs until the wake-up; an error means that the socket is gone.
 pub(crate) fn run(shared: &Shared) -> io::Result<()> {
     let mut view = View::new(&shared.tables);
     let mut inbox = Inbox::new();
-    let mut receiver = Receiver {
-        shared,
-        coalescer: Coalescer::new(shared.tun.header_size(), shared.tun.offload() >= Offload::Udp),
-        answers: Batch::new(),
-    };
+    let mut receiver =
+        Receiver { shared, coalescer: Coalescer::new(shared.tun.offload()), answers: Batch::new() };
     loop {
         match inbox.receive(&shared.socket) {
             Ok(count) => {

@@ -234,6 +234,8 @@ pub(crate) const TCP_HEADER: usize = 20;
 pub(crate) const UDP_HEADER: usize = 8;
 pub(crate) const IP4_HEADER: usize = 20;
 pub(crate) const IP6_HEADER: usize = 40;
+/// All headers of VXLAN: IPv4, UDP, its own, Ethernet.
+pub(crate) const VXLAN: usize = IP4_HEADER + UDP_HEADER + 8 + 14;
 pub(crate) const TCP_CHECKSUM: usize = 16;
 pub(crate) const UDP_CHECKSUM: usize = 6;
 pub(crate) const TCP_FIN: u8 = 0x01;

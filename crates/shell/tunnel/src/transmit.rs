@@ -12,7 +12,6 @@ use boringtun::noise::TunnResult;
 use crate::batch::Batch;
 use crate::counters::DropCause;
 use crate::engine::Shared;
-use crate::header::OffloadHeader;
 use crate::split::split;
 use crate::table::{Table, View};
 
@@ -50,11 +49,9 @@ fn is_passing(error: &io::Error) -> bool {
 
 /// One frame of the device.
 fn take(shared: &Shared, table: &Table, frame: &mut [u8], batch: &mut Batch) {
-    let size = shared.tun.header_size();
-    let Some(header) = OffloadHeader::parse(frame, size) else {
+    let Some((header, packet)) = shared.tun.packet(frame) else {
         return shared.counters.drop(DropCause::Malformed);
     };
-    let packet = &mut frame[size..];
     let peer = destination(packet).and_then(|address| table.by_address(address));
     let Some(peer) = peer else { return shared.counters.drop(DropCause::NoPeer) };
     let drop = |cause| {
@@ -101,5 +98,5 @@ fn destination(packet: &[u8]) -> Option<Ipv4Addr> {
 
 /// The protocol's kind of message that carries data.
 pub(crate) const DATA: u8 = 4;
-/// A virtio header and the longest packet.
-const FRAME_MAX: usize = 24 + 65_536;
+/// A virtio header, a link's, and the longest packet.
+const FRAME_MAX: usize = 24 + 14 + 65_536;

@@ -1,14 +1,17 @@
-//! The TUN device: what the kernel sends into the tunnel, and takes out of it.
+//! The device: what the kernel sends into the tunnel, and takes out of it.
 //!
 //! Owns: its descriptor, and how much of the work the kernel leaves to us.
 //! Does not know: in which namespace the link is, its addresses and routes.
 //! Invariant: reads and writes never block, and each frame begins with a virtio header of one size.
+//!
+//! To the kernel it is a link of Ethernet without ARP (a TAP device): only there does it take
+//! super-packets inside VXLAN. To the rest of this crate it carries IP packets.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::header::{PLAIN, TUNNEL};
+use crate::header::{OffloadHeader, PLAIN, TUNNEL};
 use crate::sys::check;
 
 /// How much is left to us, from least to most. More is faster: fewer and larger frames.
@@ -22,6 +25,13 @@ pub enum Offload {
     Udp,
     /// TCP and UDP inside VXLAN too; kernels from 6.17 on.
     Tunnel,
+}
+
+impl Offload {
+    /// Bytes of the virtio header.
+    pub(crate) fn header_size(self) -> usize {
+        if self == Self::Tunnel { TUNNEL } else { PLAIN }
+    }
 }
 
 /// Whether the device outlives its last descriptor.
@@ -39,6 +49,8 @@ pub struct Tun {
     file: File,
     name: String,
     offload: Offload,
+    /// Before each packet that is written: to this link, from it, IPv4 or IPv6.
+    link: [u8; ETHERNET],
 }
 
 impl Tun {
@@ -51,6 +63,7 @@ impl Tun {
         control(&file, libc::TUNSETIFF, &raw mut request)?;
         let persistent = libc::c_int::from(lifetime == Lifetime::Persistent);
         set(&file, libc::TUNSETPERSIST, persistent as libc::c_ulong)?;
+        set_without_arp(&request.name())?;
         Self::prepare(file, request.name(), most)
     }
 
@@ -61,7 +74,7 @@ impl Tun {
         control(&file, libc::TUNGETIFF, &raw mut request)?;
         let flags = u16::from_ne_bytes([request.value[0], request.value[1]]);
         if flags & FLAGS != FLAGS {
-            let problem = "the descriptor is that of no TUN device with virtio headers";
+            let problem = "the descriptor is that of no TAP device with virtio headers";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         Self::prepare(file, request.name(), most)
@@ -70,11 +83,18 @@ impl Tun {
     /// Climbs down until the kernel agrees.
     fn prepare(file: File, name: String, most: Offload) -> io::Result<Self> {
         set_nonblocking(&file)?;
+        let mut request = Request::named("")?;
+        // Of the descriptor itself, wherever the link is.
+        control(&file, libc::SIOCGIFHWADDR as libc::Ioctl, &raw mut request)?;
+        let mut link = [0; ETHERNET];
+        // Behind the family.
+        link[..6].copy_from_slice(&request.value[2..8]);
+        link[6..12].copy_from_slice(&request.value[2..8]);
         let rungs = [Offload::Tunnel, Offload::Udp, Offload::Tcp, Offload::None];
         let mut refused = None;
         for offload in rungs.into_iter().filter(|rung| *rung <= most) {
             match agree(&file, offload) {
-                Ok(()) => return Ok(Self { file, name, offload }),
+                Ok(()) => return Ok(Self { file, name, offload, link }),
                 Err(error) => refused = Some(error),
             }
         }
@@ -91,12 +111,6 @@ impl Tun {
         self.offload
     }
 
-    /// Bytes of the header before each packet.
-    #[must_use]
-    pub fn header_size(&self) -> usize {
-        header_size(self.offload)
-    }
-
     /// The descriptor, to hand it to a successor.
     pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
@@ -106,24 +120,38 @@ impl Tun {
     ///
     /// To be called in the namespace where the link is.
     pub fn set_queue_length(&self, packets: u32) -> io::Result<()> {
-        // SAFETY: no pointers; what comes back is ours alone.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-        check(fd)?;
-        // SAFETY: just made, and owned by nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = any_socket()?;
         let mut request = Request::named(&self.name)?;
         let packets = i32::try_from(packets).unwrap_or(i32::MAX);
         request.value[..4].copy_from_slice(&packets.to_ne_bytes());
         control(&socket, SIOCSIFTXQLEN, &raw mut request)
     }
 
-    /// The next frame; `WouldBlock` when there is none.
+    /// The next frame as bytes, for [`Tun::packet`]; `WouldBlock` when there is none.
     pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(into)
     }
 
+    /// The packet of a frame that was read, and what is to be done for it; `None` when there is no
+    /// whole one.
+    pub(crate) fn packet<'a>(&self, frame: &'a mut [u8]) -> Option<(OffloadHeader, &'a mut [u8])> {
+        let size = self.offload.header_size();
+        let header = OffloadHeader::parse(frame, size)?.moved(-(ETHERNET as i32))?;
+        Some((header, frame.get_mut(size + ETHERNET..)?))
+    }
+
+    /// A packet behind its virtio header.
     pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
-        (&self.file).write(frame).map(drop)
+        let size = self.offload.header_size();
+        let header = OffloadHeader::parse(frame, size).and_then(|h| h.moved(ETHERNET as i32));
+        let header = header.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut bytes = [0; TUNNEL];
+        header.write(&mut bytes[..size]);
+        let mut link = self.link;
+        let is_v6 = frame.get(size).is_some_and(|first| first >> 4 == 6);
+        link[12..].copy_from_slice(if is_v6 { &ETH_IP6 } else { &ETH_IP4 });
+        let parts = [&bytes[..size], &link, &frame[size..]].map(IoSlice::new);
+        (&self.file).write_vectored(&parts).map(drop)
     }
 }
 
@@ -160,13 +188,9 @@ impl Request {
 }
 
 fn agree(file: &File, offload: Offload) -> io::Result<()> {
-    let mut size = header_size(offload) as libc::c_int;
+    let mut size = offload.header_size() as libc::c_int;
     control(file, libc::TUNSETVNETHDRSZ, &raw mut size)?;
     set(file, libc::TUNSETOFFLOAD, wanted(offload))
-}
-
-fn header_size(offload: Offload) -> usize {
-    if offload == Offload::Tunnel { TUNNEL } else { PLAIN }
 }
 
 fn wanted(offload: Offload) -> libc::c_ulong {
@@ -175,6 +199,26 @@ fn wanted(offload: Offload) -> libc::c_ulong {
         | of(Offload::Udp, USO4 | USO6)
         | of(Offload::Tunnel, UDP_TUNNEL | UDP_TUNNEL_CHECKSUM);
     libc::c_ulong::from(bits)
+}
+
+/// Nobody is to be asked for: all that is sent goes to us.
+fn set_without_arp(name: &str) -> io::Result<()> {
+    let socket = any_socket()?;
+    let mut request = Request::named(name)?;
+    control(&socket, libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut request)?;
+    let flags = u16::from_ne_bytes([request.value[0], request.value[1]]);
+    let flags = flags | libc::IFF_NOARP as u16;
+    request.value[..2].copy_from_slice(&flags.to_ne_bytes());
+    control(&socket, libc::SIOCSIFFLAGS as libc::Ioctl, &raw mut request)
+}
+
+/// For requests about a link of the calling thread's namespace.
+fn any_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; what comes back is ours alone.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    check(fd)?;
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn set_nonblocking(file: &File) -> io::Result<()> {
@@ -197,7 +241,12 @@ fn set(file: &File, request: libc::Ioctl, value: libc::c_ulong) -> io::Result<()
     check(unsafe { libc::ioctl(file.as_raw_fd(), request, value) }).map(drop)
 }
 
-const FLAGS: u16 = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+const FLAGS: u16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+
+/// The header of a link.
+const ETHERNET: usize = 14;
+const ETH_IP4: [u8; 2] = [0x08, 0x00];
+const ETH_IP6: [u8; 2] = [0x86, 0xdd];
 
 const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
 

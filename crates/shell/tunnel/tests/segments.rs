@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use tunnel::{Coalescer, OffloadHeader, split};
+use tunnel::{Coalescer, Offload, OffloadHeader, split};
 
 const HEADER: usize = 24;
 const NEEDS_CHECKSUM: u8 = 1;
@@ -128,8 +128,10 @@ fn wrapped(header: &OffloadHeader, inner: &[u8]) -> (OffloadHeader, Vec<u8>) {
     put(&mut packet, 20, 50_000);
     put(&mut packet, 22, 4789);
     put(&mut packet, 24, length - 20);
+    let sum = !plain_sum(&packet[..20], 0);
+    put(&mut packet, 10, usize::from(sum));
     packet[28] = 8;
-    packet[48] = 8;
+    put(&mut packet, 48, if inner[0] >> 4 == 6 { 0x86dd } else { 0x0800 });
     packet.extend_from_slice(inner);
     let moved = OffloadHeader {
         gso_type: header.gso_type | 0x20,
@@ -142,11 +144,13 @@ fn wrapped(header: &OffloadHeader, inner: &[u8]) -> (OffloadHeader, Vec<u8>) {
     (moved, packet)
 }
 
-fn join(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<(OffloadHeader, Vec<u8>)> {
+fn join(offload: Offload, packets: &[Vec<u8>]) -> Vec<(OffloadHeader, Vec<u8>)> {
+    let size = if offload == Offload::Tunnel { HEADER } else { 10 };
+    let mut coalescer = Coalescer::new(offload);
     let mut frames = Vec::new();
     let mut out = |frame: &mut [u8]| {
-        let header = OffloadHeader::parse(frame, HEADER).unwrap();
-        frames.push((header, frame[HEADER..].to_vec()));
+        let header = OffloadHeader::parse(frame, size).unwrap();
+        frames.push((header, frame[size..].to_vec()));
     };
     for packet in packets {
         let fill = |place: &mut [u8]| {
@@ -167,7 +171,7 @@ proptest! {
     #[test]
     fn what_was_cut_is_joined_to_the_same(one in supers()) {
         let segments = one.segments();
-        let frames = join(&mut Coalescer::new(HEADER, true), &segments);
+        let frames = join(Offload::Tunnel, &segments);
         prop_assert_eq!(frames, vec![one.build()]);
     }
 
@@ -200,13 +204,72 @@ proptest! {
         prop_assert_eq!(inside, one.segments());
     }
 
+    #[test]
+    fn vxlan_is_joined_to_the_same(one in supers(), most in any::<bool>()) {
+        let (header, inner) = one.build();
+        let (header, mut packet) = wrapped(&header, &inner);
+        let whole = packet.clone();
+        let mut segments = Vec::new();
+        split(&header, &mut packet, |segment| segments.push(segment.to_vec())).unwrap();
+        let offload = if most { Offload::Tunnel } else { Offload::Udp };
+        let frames = join(offload, &segments);
+        if most && one.flow.tcp {
+            prop_assert_eq!(frames, vec![(header, whole)]);
+            return Ok(());
+        }
+        // The outside is joined as what it is, UDP.
+        let mut again = Vec::new();
+        for (header, mut frame) in frames {
+            prop_assert_eq!(header.gso_type & !5, 0);
+            split(&header, &mut frame, |segment| again.push(segment[28..].to_vec())).unwrap();
+        }
+        let before: Vec<Vec<u8>> = segments.iter().map(|segment| segment[28..].to_vec()).collect();
+        prop_assert_eq!(again, before);
+    }
+
+    /// Two connections and a stranger in one VXLAN: each keeps its order.
+    #[test]
+    fn flows_inside_vxlan_keep_their_order(
+        all in prop::collection::vec(supers(), 2..5),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 150),
+    ) {
+        let segments = |one: &Super| -> VecDeque<Vec<u8>> {
+            let (header, inner) = one.build();
+            let (header, mut packet) = wrapped(&header, &inner);
+            let mut all = VecDeque::new();
+            split(&header, &mut packet, |segment| all.push_back(segment.to_vec())).unwrap();
+            all
+        };
+        let mut queues: Vec<VecDeque<Vec<u8>>> = all.iter().map(segments).collect();
+        let mut packets = Vec::new();
+        for pick in picks {
+            packets.extend(pick.get_mut(&mut queues).pop_front());
+        }
+        let mut out = Vec::new();
+        for (header, mut frame) in join(Offload::Tunnel, &packets) {
+            split(&header, &mut frame, |segment| out.push(segment.to_vec())).unwrap();
+        }
+        prop_assert_eq!(out.len(), packets.len());
+        for port in 1..5 {
+            for tcp in [false, true] {
+                for v6 in [false, true] {
+                    let of = |packets: &[Vec<u8>]| -> Vec<Vec<u8>> {
+                        let inside = packets.iter().map(|packet| &packet[50..]);
+                        inside.filter(|p| is_of(p, tcp, v6, port)).map(bare).collect()
+                    };
+                    prop_assert_eq!(of(&out), of(&packets));
+                }
+            }
+        }
+    }
+
     /// Packets of some flows come interleaved: each flow's bytes leave in their order.
     #[test]
     fn a_flow_keeps_its_order(
         all in prop::collection::vec(supers(), 1..6),
         picks in prop::collection::vec(any::<prop::sample::Index>(), 200),
         corrupt in prop::option::of(any::<prop::sample::Index>()),
-        udp in any::<bool>(),
+        offload in prop::sample::select(vec![Offload::Tcp, Offload::Udp, Offload::Tunnel]),
     ) {
         let mut queues: Vec<VecDeque<Vec<u8>>> =
             all.iter().map(|one| one.segments().into()).collect();
@@ -219,7 +282,7 @@ proptest! {
         if let Some(corrupt) = corrupt.filter(|_| !packets.is_empty()) {
             *corrupt.get_mut(&mut packets).last_mut().unwrap() ^= 0x55;
         }
-        let frames = join(&mut Coalescer::new(HEADER, udp), &packets);
+        let frames = join(offload, &packets);
         let mut out = Vec::new();
         for (header, mut frame) in frames {
             let sound = header.gso_type == 0 || {
@@ -269,7 +332,7 @@ proptest! {
         });
         prop_assert!(count <= 2048);
         let _ = split(&lying, &mut garbage.clone(), |_| {});
-        join(&mut Coalescer::new(HEADER, true), &[garbage, packet[..end].to_vec(), packet]);
+        join(Offload::Tunnel, &[garbage, packet[..end].to_vec(), packet]);
     }
 }
 
@@ -284,7 +347,7 @@ fn a_reader_that_finds_nothing_leaves_the_flow_as_it_was() {
         id: 1,
         seed: 3,
     };
-    let mut coalescer = Coalescer::new(HEADER, true);
+    let mut coalescer = Coalescer::new(Offload::Tunnel);
     let mut frames = Vec::new();
     for segment in one.segments() {
         let mut out = |frame: &mut [u8]| frames.push(frame[HEADER..].to_vec());

@@ -7,7 +7,7 @@
 use base::Id;
 use pki::JoinToken;
 use shim::proto::Decoder;
-use tunnel::{Coalescer, OffloadHeader};
+use tunnel::{Coalescer, Offload, OffloadHeader};
 use types::{Constraint, ImageName};
 
 use crate::seeds::{directory, question};
@@ -158,7 +158,7 @@ fn tunnel_split(bytes: &[u8]) {
 
 /// Packets one after another, each behind its length: each byte of theirs goes out once.
 fn tunnel_join(bytes: &[u8]) {
-    let mut coalescer = Coalescer::new(TUNNEL_HEADER, true);
+    let mut coalescer = Coalescer::new(Offload::Tunnel);
     let (mut payload_in, mut payload_out) = (0, 0);
     let mut out = |frame: &mut [u8]| {
         let header = OffloadHeader::parse(frame, TUNNEL_HEADER).expect("a frame has a header");
