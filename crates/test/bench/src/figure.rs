@@ -1,7 +1,7 @@
 //! One measured figure.
 //!
 //! Owns: its form. Does not know: how it is shown.
-//! Invariant: smaller is better, except where the unit is a rate: `1/s`.
+//! Invariant: smaller is better, except where the unit is a rate: `1/s`, `Gb/s`.
 
 /// A figure of ours, and the peer's when there is one.
 #[derive(Debug, Clone, PartialEq)]

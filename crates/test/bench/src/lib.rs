@@ -14,5 +14,6 @@ pub mod raft;
 pub mod reach;
 pub mod scheduler;
 pub mod takeover;
+pub mod tunnel;
 
 pub use figure::Figure;

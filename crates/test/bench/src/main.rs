@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bench::raft::Commits;
-use bench::{Figure, create, dns, etcd, network, raft, reach, scheduler, takeover};
+use bench::{Figure, create, dns, etcd, network, raft, reach, scheduler, takeover, tunnel};
 use clap::Parser;
 use serde_json::json;
 use tikv_jemallocator::Jemalloc;
@@ -23,7 +23,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 /// Measures, and writes what was measured to target/bench.jsonl.
 #[derive(Parser)]
 struct Args {
-    /// Which ones: scheduler, raft, failover, create, takeover, network, dns, reach;
+    /// Which ones: scheduler, raft, failover, create, takeover, network, dns, reach, tunnel;
     /// all without a name
     names: Vec<String>,
     /// Seconds of each measurement of the log
@@ -38,6 +38,9 @@ struct Args {
     /// Prints the bytes of a running task and ends: a process of its own, whose heap is untouched
     #[arg(long, hide = true)]
     bytes_per_task: bool,
+    /// Is one node's daemon of the tunnel, until its input ends
+    #[arg(long, hide = true)]
+    tunnel_node: Option<String>,
 }
 
 /// One measurement.
@@ -56,8 +59,8 @@ impl From<Figure> for Row {
     }
 }
 
-const BENCHMARKS: [&str; 8] =
-    ["scheduler", "raft", "failover", "create", "takeover", "network", "dns", "reach"];
+const BENCHMARKS: [&str; 9] =
+    ["scheduler", "raft", "failover", "create", "takeover", "network", "dns", "reach", "tunnel"];
 
 fn main() -> Result<()> {
     // The benchmark of names starts this program as the resolver.
@@ -66,6 +69,9 @@ fn main() -> Result<()> {
     if args.bytes_per_task {
         println!("{}", scheduler::bytes_per_running_task(10_000, 10, 100_000));
         return Ok(());
+    }
+    if let Some(node) = &args.tunnel_node {
+        return tunnel::run_node(node);
     }
     if let Some(unknown) = args.names.iter().find(|name| !BENCHMARKS.contains(&name.as_str())) {
         bail!("`{unknown}` is not a benchmark: {}", BENCHMARKS.join(", "));
@@ -102,6 +108,9 @@ fn main() -> Result<()> {
     }
     if wanted("reach") {
         rows.extend(reach::measure(args.trials)?.into_iter().map(Row::from));
+    }
+    if wanted("tunnel") {
+        rows.extend(tunnel::measure(args.rounds)?.into_iter().map(Row::from));
     }
     print_table(&rows);
     append(&rows)

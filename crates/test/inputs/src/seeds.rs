@@ -13,6 +13,7 @@ use shim::proto::{FailureKind, Report, Request};
 use state::{Author, Change, ChangeSet, Proposal};
 use tar::{Builder, EntryType, Header};
 use testkit::fixture;
+use tunnel::OffloadHeader;
 use types::{
     DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkId, NetworkPart, NodeId,
     PortPart, PortProtocol, PublishMode, ServiceId, ServicePart, TaskId,
@@ -62,9 +63,61 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         ]),
         "join_token" => texts(&["SWMTKN-1-\
             3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx"]),
+        "tunnel_split" => vec![super_packet(&[]), super_packet(&VXLAN), vec![0; 60]],
+        "tunnel_join" => vec![segments(&super_packet(&[])), segments(&super_packet(&VXLAN))],
         _ => Vec::new(),
     }
 }
+
+/// A frame with three and a half segments of TCP, perhaps with headers of a tunnel around it.
+fn super_packet(outer: &[u8]) -> Vec<u8> {
+    let (size, payload) = (40_u16, [7; 140]);
+    let mut packet = outer.to_vec();
+    packet.extend(IP_TCP);
+    packet.extend(payload);
+    let (inner, whole) = (packet.len() - outer.len(), packet.len());
+    let mut length = |at: usize, value: usize| {
+        packet[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
+    };
+    length(outer.len() + 2, inner);
+    let at = outer.len() as u16;
+    let (gso_type, tunnel) = if outer.is_empty() {
+        (1, [0, 0])
+    } else {
+        length(2, whole);
+        length(24, whole - 20);
+        (0x21, [20, at])
+    };
+    let words = [at + 40, size, at + 20, 16, 0, 0, 0, 0, 0, tunnel[0], tunnel[1]];
+    let mut frame = vec![1, gso_type];
+    frame.extend(words.into_iter().flat_map(u16::to_ne_bytes));
+    frame.extend(packet);
+    frame
+}
+
+/// What becomes of a frame on the way, each behind its length.
+fn segments(frame: &[u8]) -> Vec<u8> {
+    let header = OffloadHeader::parse(frame, 24).expect("a header");
+    let (mut packet, mut all) = (frame[24..].to_vec(), Vec::new());
+    let cut = tunnel::split(&header, &mut packet, |segment| {
+        all.extend((segment.len() as u16).to_be_bytes());
+        all.extend(segment);
+    });
+    cut.expect("the seed is sound");
+    all
+}
+
+/// From 10.0.0.1 to 10.0.0.2, with a pushed end; lengths are filled in.
+const IP_TCP: [u8; 40] = [
+    0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0, 80, 0, 0,
+    0, 1, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+];
+
+/// IPv4, UDP, VXLAN and Ethernet; lengths are filled in.
+const VXLAN: [u8; 50] = [
+    0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0, 10, 1, 0, 1, 10, 1, 0, 2, 0xc3, 0x50, 0x12, 0xb5, 0,
+    0, 0, 0, 8, 0, 0, 0, 0, 16, 1, 0, 2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,
+];
 
 const CONFIG: &str = r#"{"architecture":"amd64","os":"linux","created":"2026-01-01T00:00:00Z",
     "config":{"Env":["A=B"],"Cmd":["/x"],"User":"1:1","WorkingDir":"/","StopSignal":"SIGINT"},

@@ -7,6 +7,7 @@
 use base::Id;
 use pki::JoinToken;
 use shim::proto::Decoder;
+use tunnel::{Coalescer, Offload, OffloadHeader};
 use types::{Constraint, ImageName};
 
 use crate::seeds::{directory, question};
@@ -19,7 +20,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "log_record", run: store::fuzzing::log_record },
     Target { name: "log_header", run: store::fuzzing::log_header },
     Target { name: "log_entry", run: store::fuzzing::log_entry },
@@ -36,6 +37,8 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "image_name", run: image_name },
     Target { name: "constraint", run: constraint },
     Target { name: "join_token", run: join_token },
+    Target { name: "tunnel_split", run: tunnel_split },
+    Target { name: "tunnel_join", run: tunnel_join },
 ];
 
 /// The target of that name.
@@ -139,3 +142,43 @@ fn join_token(bytes: &[u8]) {
     }
     drop(text.parse::<Id>());
 }
+
+/// A frame of a TUN device: nothing that its header says is true.
+fn tunnel_split(bytes: &[u8]) {
+    let Some(header) = OffloadHeader::parse(bytes, TUNNEL_HEADER) else { return };
+    let mut packet = bytes[TUNNEL_HEADER..].to_vec();
+    let (length, mut count, mut longest) = (packet.len(), 0, 0);
+    let cut = tunnel::split(&header, &mut packet, |segment| {
+        count += 1;
+        longest = longest.max(segment.len());
+    });
+    assert_eq!(cut.unwrap_or(0), count, "what is refused is refused whole");
+    assert!(longest <= length && count <= 2048);
+}
+
+/// Packets one after another, each behind its length: each byte of theirs goes out once.
+fn tunnel_join(bytes: &[u8]) {
+    let mut coalescer = Coalescer::new(Offload::Tunnel);
+    let (mut payload_in, mut payload_out) = (0, 0);
+    let mut out = |frame: &mut [u8]| {
+        let header = OffloadHeader::parse(frame, TUNNEL_HEADER).expect("a frame has a header");
+        let mut packet = frame[TUNNEL_HEADER..].to_vec();
+        let cut = tunnel::split(&header, &mut packet, |segment| payload_out += segment.len());
+        cut.expect("what was joined can be cut");
+    };
+    let mut rest = bytes;
+    while let Some((length, tail)) = rest.split_first_chunk::<2>() {
+        let (packet, next) = tail.split_at(tail.len().min(u16::from_be_bytes(*length).into()));
+        payload_in += packet.len();
+        let open = |place: &mut [u8]| {
+            place[..packet.len()].copy_from_slice(packet);
+            Some(packet.len())
+        };
+        coalescer.receive(packet.len() + 16, open, &mut out);
+        rest = next;
+    }
+    coalescer.flush(&mut out);
+    assert_eq!(payload_out, payload_in);
+}
+
+const TUNNEL_HEADER: usize = 24;
