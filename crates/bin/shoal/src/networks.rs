@@ -10,7 +10,7 @@ mod names;
 mod own;
 mod suspicion;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +58,8 @@ pub(crate) struct NodeNetwork {
     names: netd::Client,
     /// Networks without a way out, as last told.
     internal: Arc<Mutex<BTreeSet<NetworkId>>>,
+    /// Containers whose names are served, and whether nobody else is asked for them.
+    served: Arc<Mutex<BTreeMap<String, bool>>>,
     /// Where this node's data path ends; `None` before it is in a cluster.
     address: watch::Sender<Option<IpAddr>>,
     own: OwnNetworks,
@@ -90,6 +92,7 @@ impl NodeNetwork {
             path,
             names,
             internal: Arc::default(),
+            served: Arc::default(),
             address: watch::Sender::new(None),
             own: OwnNetworks::open(db)?,
             told: Arc::default(),
@@ -265,6 +268,20 @@ impl NodeNetwork {
         }
     }
 
+    /// Serves those again that were served before it was known which of their networks have no way
+    /// out: after a start, until the managers have been heard.
+    async fn serve_changed(&self) {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (id, is_closed) in served {
+            let container = self.path.container(&id);
+            if container.is_some_and(|one| self.without_a_way_out(&one) != is_closed)
+                && let Err(error) = self.serve_again(&id).await
+            {
+                tracing::warn!(container.id = id, error = %chain(&error), "names not as wanted");
+            }
+        }
+    }
+
     async fn try_attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
         if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
             self.ensure_bridge().await.map_err(|fault| RuntimeError::Failed {
@@ -299,7 +316,8 @@ impl NodeNetwork {
             return Err(RuntimeError::NoContainer { id: id.to_owned() });
         };
         let nameservers = container.nameservers.clone();
-        let forward = match self.without_a_way_out(&container) {
+        let is_closed = self.without_a_way_out(&container);
+        let forward = match is_closed {
             true => Forward::None,
             false => Forward::choose(host, &DnsConfig { nameservers, ..DnsConfig::default() }),
         };
@@ -310,6 +328,7 @@ impl NodeNetwork {
             forward,
         };
         let port = self.names.serve(served).await.map_err(|error| failed("serve names", &error))?;
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), is_closed);
         self.path.set_resolver(id, port).await
     }
 }
@@ -339,7 +358,11 @@ impl Network for NodeNetwork {
             Ok(()) => self.names.update(&update).await,
             failed => failed,
         };
-        told.map_err(|error| failed("change names", &error))
+        told.map_err(|error| failed("change names", &error))?;
+        if update.full || !update.networks.is_empty() {
+            self.serve_changed().await;
+        }
+        Ok(())
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
@@ -354,6 +377,7 @@ impl Network for NodeNetwork {
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {
         let released = self.names.release(id).await;
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.attempts.forget(id);
         let on_own = self.is_on_own(id);
         self.path.detach(id).await?;
