@@ -127,7 +127,11 @@ fn with_child(clock: Option<&str>) -> (Node, Node, Child) {
 
 fn kill(mut child: Child) {
     child.kill().unwrap();
+    // With another clock it is the parent of the engine's process, which ends with its input.
+    drop(child.stdin.take());
     child.wait().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    output.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]
