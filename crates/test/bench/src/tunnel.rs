@@ -22,7 +22,13 @@ use crate::figure::{Figure, median};
 pub fn measure(rounds: usize) -> Result<Vec<Figure>> {
     let peer = find_peer();
     let mut figures = Vec::new();
-    for wire in [Wire::Segments, Wire::Packets] {
+    let mut wires = vec![Wire::Segments];
+    if in_path("ethtool").is_some() {
+        wires.push(Wire::Packets);
+    } else {
+        println!("tunnel: no underlay that takes packets, since ethtool is not there");
+    }
+    for wire in wires {
         figures.extend(host_to_host(rounds, wire, peer.as_ref())?);
         figures.extend(containers(rounds, wire)?);
     }
@@ -50,9 +56,7 @@ impl Wire {
 /// The program that users have for this; not a part of ours, so it may be absent.
 fn find_peer() -> Option<PathBuf> {
     let own = PathBuf::from("target/peers/bin").join(PEER);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let in_path = std::env::split_paths(&path).map(|folder| folder.join(PEER));
-    let found = std::iter::once(own).chain(in_path).find(|file| file.is_file());
+    let found = if own.is_file() { Some(own) } else { in_path(PEER) };
     if found.is_none() {
         println!(
             "tunnel: no {PEER} beside ours, since it is not there: \
@@ -60,6 +64,11 @@ fn find_peer() -> Option<PathBuf> {
         );
     }
     found
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 fn host_to_host(rounds: usize, wire: Wire, peer: Option<&PathBuf>) -> Result<Vec<Figure>> {

@@ -137,7 +137,17 @@ impl Node {
 
     pub(crate) fn start_with(&mut self, most: Offload, lifetime: Lifetime, handshakes: u32) {
         let tun = self.inside.enter(move || {
-            let tun = Tun::open("wg0", lifetime, most).unwrap();
+            let limit = Instant::now() + PATIENCE;
+            let tun = loop {
+                match Tun::open("wg0", lifetime, most) {
+                    // A process that was killed has not quite let go of it.
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                        assert!(Instant::now() < limit, "{error}");
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    opened => break opened.unwrap(),
+                }
+            };
             tun.set_queue_length(10_000).unwrap();
             tun
         });
