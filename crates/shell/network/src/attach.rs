@@ -295,6 +295,9 @@ impl Node {
             let links = inside.learn_links()?.into_iter();
             let ours = links.filter(|l| known.iter().any(|(_, i)| i.name == l.name));
             inside.route.batch(ours.map(|link| route::set_up(link.index)).collect(), &[])?;
+            for end in &laid {
+                self.settle_carrier(end)?;
+            }
             for end in laid.iter().filter(|_| lead == Lead::Here) {
                 self.settle_link(end)?;
             }
@@ -302,6 +305,20 @@ impl Node {
         let interfaces: Vec<Interface> = known.into_iter().map(|(_, one)| one).collect();
         let empty = !laid.is_empty() && there.len() <= 1;
         self.configure(&mut inside, &interfaces, container.outward, empty)
+    }
+
+    /// Our end was up before the other one. It drops what it should send until the kernel has seen
+    /// the carrier, which it does later by itself, or now when it is asked for the link (since
+    /// Linux 6.8).
+    fn settle_carrier(&mut self, end: &LocalLink) -> io::Result<()> {
+        if end.link.is_empty() {
+            return Ok(());
+        }
+        let space = match self.local_network(end) {
+            Some(_) => Some(&mut self.host),
+            None => self.spaces.get_mut(&end.network.map_or(Scope::Mesh, Scope::Overlay)),
+        };
+        space.map_or(Ok(None), |space| space.index_of(&end.link)).map(drop)
     }
 
     /// What leads to a link that was laid again is there again.
