@@ -49,7 +49,12 @@ impl Rig {
 impl Host {
     pub(crate) async fn open(rig: &Rig, number: u32) -> Result<Self> {
         let namespace = rig.plug(number)?;
-        let dir = tempfile::tempdir()?;
+        // As `/run` is: in memory.
+        let in_memory = Path::new("/dev/shm");
+        let dir = match in_memory.is_dir() {
+            true => tempfile::tempdir_in(in_memory)?,
+            false => tempfile::tempdir()?,
+        };
         let options = NetworkOptions {
             run_dir: dir.path().to_owned(),
             instance_id: format!("bench{number}"),
