@@ -312,3 +312,33 @@ fn chosen_host_ports_are_shown_on_their_tasks() {
     assert_eq!(shown(task).unwrap(), None);
     manager.wait_for_running("web", 3, LONG).unwrap();
 }
+
+/// A task that has what it needs already is not replaced for a port more.
+#[test]
+fn a_further_port_replaces_no_task_and_a_network_those_of_its_service_only() {
+    let lab = cluster();
+    let manager = lab.host(1);
+    let client = lab.client();
+    manager.shoal(&["network", "create", "-d", "overlay", "back"]).unwrap().ok().unwrap();
+    create(manager, &["--name", "web", "-p", "8080:80", "--replicas", "2"]);
+    create(manager, &["--name", "other", "--replicas", "2"]);
+    let ids = |service: &str| -> BTreeSet<String> {
+        let tasks = manager.wait_for_running(service, 2, LONG).unwrap();
+        tasks.into_iter().map(|task| task.id).collect()
+    };
+    let (first, others) = (ids("web"), ids("other"));
+    let update = |words: &[&str], service: &str| {
+        let args = [&["service", "update", "-q"], words, &[service]].concat();
+        manager.shoal(&args).unwrap().ok().unwrap();
+    };
+    let answers =
+        |port: u16| Ok(lab.hosts().iter().all(|host| client.ask(host.port_v4(port)).is_ok()));
+    update(&["--publish-add", "8081:80"], "web");
+    wait_until("the further port on every node", SHORT, || answers(8081)).unwrap();
+    assert_eq!(ids("web"), first, "they are reached by the mesh already");
+    // A network is an interface more.
+    update(&["--network-add", "back"], "web");
+    let second = ids("web");
+    assert!(first.is_disjoint(&second), "{first:?} {second:?}");
+    assert_eq!(ids("other"), others, "a service that nobody changed");
+}
