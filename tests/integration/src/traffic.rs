@@ -15,8 +15,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
 use crate::command::{Answer, run};
+use crate::fixture::Task;
 use crate::host::Host;
-use crate::lab::v6_address;
+use crate::lab::{Lab, v6_address};
+use crate::wait::{SHORT, wait_for};
 
 /// Who answered, and whom it saw.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,6 +168,14 @@ impl Host {
         Ok(found)
     }
 
+    /// The first address of a name, as a task's container on this host is told; waits for it.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub fn address_of(&self, task: &Task, name: &str) -> Result<IpAddr> {
+        wait_for(name, SHORT, || Ok(self.resolve(&task.id, "a", name)?.first().copied()))
+    }
+
     /// Runs a program in the network namespace of a task's container.
     ///
     /// # Errors
@@ -173,6 +183,26 @@ impl Host {
     pub fn inside_task(&self, task: &str, program: &str, args: &[&str]) -> Result<Answer> {
         let net = format!("--net={}", self.task_netns(task).display());
         run(Command::new("nsenter").arg(net).arg(program).args(args), LIMIT * 4)
+    }
+}
+
+impl Lab {
+    /// The host that a task is on.
+    ///
+    /// # Panics
+    /// When it is on none of this lab.
+    #[must_use]
+    pub fn host_of(&self, task: &Task) -> &Host {
+        let host = self.hosts().iter().find(|host| host.name() == task.node);
+        host.expect("a host of this lab")
+    }
+
+    /// Asks `whoami` over TCP from within a task's container.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn ask_from(&self, task: &Task, to: SocketAddr) -> Result<Seen> {
+        in_namespace(&self.host_of(task).task_netns(&task.id), move || ask_tcp(to))
     }
 }
 

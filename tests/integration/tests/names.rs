@@ -26,10 +26,6 @@ fn create(host: &Host, words: &[&str]) {
     done(host, &[&["service", "create", "-d"], words, &[IMAGE]].concat());
 }
 
-fn on<'a>(lab: &'a Lab, task: &Task) -> &'a Host {
-    lab.hosts().iter().find(|host| host.name() == task.node).unwrap()
-}
-
 /// How long a C library waits for an answer at the first time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -184,7 +180,7 @@ fn every_kind_of_record_is_answered_and_an_application_may_listen_on_port_53() {
     let tasks = manager.wait_for_running("db", 3, LONG).unwrap();
     let by_turns = manager.wait_for_running("turns", 2, LONG).unwrap();
     for task in [&tasks[0], &by_turns[0]] {
-        let (host, netns) = (on(&lab, task), on(&lab, task).task_netns(&task.id));
+        let (host, netns) = (lab.host_of(task), lab.host_of(task).task_netns(&task.id));
         answers_of(&netns, &tasks, task == &tasks[0]);
         let text = file_of(host, task, "resolv.conf");
         assert!(text.starts_with("nameserver 127.0.0.11\n"), "{text}");
@@ -192,7 +188,7 @@ fn every_kind_of_record_is_answered_and_an_application_may_listen_on_port_53() {
     }
 
     // Applications on all addresses, by both protocols, are no one's hindrance.
-    let netns = on(&lab, &tasks[0]).task_netns(&tasks[0].id);
+    let netns = lab.host_of(&tasks[0]).task_netns(&tasks[0].id);
     let own = found(&netns, &format!("{}.{}", tasks[0].name, tasks[0].id), RecordType::A).unwrap();
     let own = *own.0.first().unwrap();
     let (udp, tcp) = in_namespace(&netns, || {
@@ -200,7 +196,7 @@ fn every_kind_of_record_is_answered_and_an_application_may_listen_on_port_53() {
     })
     .unwrap();
     answers_of(&netns, &tasks, true);
-    let peer = on(&lab, &tasks[1]).task_netns(&tasks[1].id);
+    let peer = lab.host_of(&tasks[1]).task_netns(&tasks[1].id);
     in_namespace(&peer, move || {
         UdpSocket::bind("0.0.0.0:0")?.send_to(b"to the application", (own, 53))?;
         Ok(TcpStream::connect((own, 53))?)
@@ -301,8 +297,8 @@ fn other_names_are_asked_for_as_the_service_says_and_never_from_internal_network
     }
     let web = manager.wait_for_running("web", 1, LONG).unwrap().remove(0);
     let closed = manager.wait_for_running("closed", 1, LONG).unwrap().remove(0);
-    let netns = on(&lab, &web).task_netns(&web.id);
-    let text = file_of(on(&lab, &web), &web, "resolv.conf");
+    let netns = lab.host_of(&web).task_netns(&web.id);
+    let text = file_of(lab.host_of(&web), &web, "resolv.conf");
     let expected = "nameserver 127.0.0.11\nsearch example.org\noptions timeout:3 ndots:0\n";
     assert_eq!(text, expected);
 
@@ -314,7 +310,7 @@ fn other_names_are_asked_for_as_the_service_says_and_never_from_internal_network
     let (again, ttl) = found(&netns, "WWW.example.org", RecordType::A).unwrap();
     assert!(again == others() && ttl <= 300 && server.count() == 2, "{again:?} for {ttl} s");
 
-    let inside = on(&lab, &closed).task_netns(&closed.id);
+    let inside = lab.host_of(&closed).task_netns(&closed.id);
     assert_eq!(found(&inside, "closed", RecordType::A).unwrap().0.len(), 1);
     for name in ["www.example.org", "web", "web.back"] {
         assert_eq!(code(&inside, name, RecordType::A), ResponseCode::NXDomain, "{name}");
@@ -344,7 +340,7 @@ fn other_names_are_asked_for_as_the_service_says_and_never_from_internal_network
     let second = Server::start(manager, manager.address().parse().unwrap());
     done(manager, &change);
     let web = manager.wait_for_running("web", 1, LONG).unwrap().remove(0);
-    let netns = on(&lab, &web).task_netns(&web.id);
+    let netns = lab.host_of(&web).task_netns(&web.id);
     assert_eq!(found(&netns, "www.example.org", RecordType::A).unwrap().0, others());
     assert_eq!(second.count(), 1);
 }
@@ -430,7 +426,7 @@ fn no_name_leads_to_a_task_that_has_left() {
     create(manager, &["--name", "db", "--network", "back", "--replicas", "6"]);
     let clients = manager.wait_for_running("web", 3, LONG).unwrap();
     manager.wait_for_running("db", 6, LONG).unwrap();
-    let space = |client: &Task| on(&lab, client).task_netns(&client.id);
+    let space = |client: &Task| lab.host_of(client).task_netns(&client.id);
     let count = |netns: &Path| Ok(found(netns, "tasks.db", RecordType::A)?.0.len());
     let all_know = |wanted: usize| {
         wait_until("all nodes to know", SHORT, || {

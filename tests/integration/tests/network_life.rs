@@ -1,7 +1,7 @@
 //! What goes on while parts of a node are replaced, die, or get another address.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use integration::{
     Host, IMAGE, LONG, Lab, SHORT, Task, ask_tcp, booted, in_namespace, joined, load_image,
-    wait_for, wait_until,
+    wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 
@@ -31,10 +31,6 @@ fn everywhere(manager: &Host) -> Vec<Task> {
 
 fn task_on<'a>(tasks: &'a [Task], host: &Host) -> &'a Task {
     tasks.iter().find(|task| task.node == host.name()).unwrap()
-}
-
-fn address_of(host: &Host, task: &Task, name: &str) -> IpAddr {
-    wait_for(name, SHORT, || Ok(Some(host.resolve(&task.id, "a", name)?[0]))).unwrap()
 }
 
 /// Asks again and again; the longest time from one success to the next is what `end` gives.
@@ -70,7 +66,7 @@ impl Asking {
 
 /// Names and new connections of one container, and published ports of its node.
 fn all_ways(lab: &Lab, host: &Host, task: &Task) -> Vec<(&'static str, Asking)> {
-    let vip = SocketAddr::new(address_of(host, task, "db"), 80);
+    let vip = SocketAddr::new(host.address_of(task, "db").unwrap(), 80);
     let (inside, client) = (host.task_netns(&task.id), lab.client().netns());
     let mesh = host.port_v4(8080);
     let (names, services) = (inside.clone(), inside);
@@ -158,7 +154,7 @@ fn a_node_is_reached_when_its_host_has_another_address() {
 /// All of a host's IPv4 addresses give way to another one.
 fn moves(manager: &Host, third: &Host, tasks: &[Task], address: &str) {
     let (here, there) = (task_on(tasks, manager), task_on(tasks, third));
-    let far = SocketAddr::new(address_of(manager, here, &there.name), 80);
+    let far = SocketAddr::new(manager.address_of(here, &there.name).unwrap(), 80);
     let inside = manager.task_netns(&here.id);
     let reaches = move |to| in_namespace(&inside, move || ask_tcp(to)).is_ok();
     assert!(reaches(far));

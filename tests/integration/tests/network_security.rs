@@ -6,25 +6,21 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use integration::{
-    Host, IMAGE, LONG, Lab, SHORT, Task, connects_to, in_namespace, joined, udp_refused, wait_for,
+    IMAGE, LONG, Lab, SHORT, Task, connects_to, in_namespace, joined, udp_refused, wait_for,
     wait_until,
 };
 
 const MANAGERS: u16 = 2377;
 const VXLAN: u16 = 4789;
 
-fn on<'a>(lab: &'a Lab, task: &Task) -> &'a Host {
-    lab.hosts().iter().find(|host| host.name() == task.node).unwrap()
-}
-
 fn connects(lab: &Lab, from: &Task, to: SocketAddr) -> bool {
-    let netns = on(lab, from).task_netns(&from.id);
+    let netns = lab.host_of(from).task_netns(&from.id);
     in_namespace(&netns, move || Ok(connects_to(to))).unwrap()
 }
 
 /// The address of each interface of a task, by its name.
 fn addresses(lab: &Lab, task: &Task) -> BTreeMap<String, IpAddr> {
-    let text = on(lab, task).inside_task(&task.id, "ip", &["-4", "-o", "addr"]).unwrap();
+    let text = lab.host_of(task).inside_task(&task.id, "ip", &["-4", "-o", "addr"]).unwrap();
     let line = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
         let name = words.next()?.to_owned();
@@ -66,11 +62,11 @@ fn a_container_reaches_only_what_it_may() {
         }
     }
     let vip = wait_for("the virtual address", SHORT, || {
-        Ok(Some(on(&lab, &friends[0]).resolve(&friends[0].id, "a", "server")?[0]))
+        Ok(Some(lab.host_of(&friends[0]).resolve(&friends[0].id, "a", "server")?[0]))
     })
     .unwrap();
     let stranger = &clients[0];
-    let home = on(&lab, stranger);
+    let home = lab.host_of(stranger);
     assert!(home.resolve(&stranger.id, "a", "server").is_err(), "names of another network");
     let mut closed = vec![SocketAddr::new(vip, 80)];
     for server in &servers {

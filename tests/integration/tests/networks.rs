@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, outside a test function
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use integration::{
-    Host, IMAGE, LONG, Lab, SHORT, Seen, Task, ask_tcp, ask_udp, in_namespace, joined, wait_for,
+    Host, IMAGE, LONG, Lab, SHORT, Task, ask_tcp, ask_udp, in_namespace, joined, wait_for,
     wait_until,
 };
 
@@ -24,20 +24,6 @@ fn create(host: &Host, words: &[&str]) {
     host.shoal(&args).unwrap().ok().unwrap();
 }
 
-fn on<'a>(lab: &'a Lab, task: &Task) -> &'a Host {
-    lab.hosts().iter().find(|host| host.name() == task.node).unwrap()
-}
-
-/// Asks from within a task's container, until it is answered.
-fn ask_from(lab: &Lab, task: &Task, to: SocketAddr) -> anyhow::Result<Seen> {
-    in_namespace(&on(lab, task).task_netns(&task.id), move || ask_tcp(to))
-}
-
-fn address_of(lab: &Lab, task: &Task, name: &str) -> IpAddr {
-    let host = on(lab, task);
-    wait_for(name, SHORT, || Ok(Some(host.resolve(&task.id, "a", name)?[0]))).unwrap()
-}
-
 #[test]
 fn services_find_and_reach_each_other_by_name_across_nodes() {
     let lab = cluster();
@@ -49,28 +35,35 @@ fn services_find_and_reach_each_other_by_name_across_nodes() {
     let clients = manager.wait_for_running("web", 3, LONG).unwrap();
     let names: BTreeSet<String> = servers.iter().map(|task| task.name.clone()).collect();
     for client in &clients {
-        let host = on(&lab, client);
-        let vip = address_of(&lab, client, "db");
-        assert_eq!(address_of(&lab, client, "DB.back"), vip, "without regard to case");
+        let host = lab.host_of(client);
+        let vip = lab.host_of(client).address_of(client, "db").unwrap();
+        assert_eq!(
+            lab.host_of(client).address_of(client, "DB.back").unwrap(),
+            vip,
+            "without regard to case"
+        );
         let each = wait_for("all tasks by name", SHORT, || {
             let found = host.resolve(&client.id, "a", "tasks.db")?;
             Ok((found.len() == 3).then_some(found))
         })
         .unwrap();
         assert!(!each.contains(&vip));
-        assert_eq!(address_of(&lab, client, "db.1").is_ipv4(), each[0].is_ipv4());
+        assert_eq!(
+            lab.host_of(client).address_of(client, "db.1").unwrap().is_ipv4(),
+            each[0].is_ipv4()
+        );
         // The virtual address leads to every task in the end, and each sees the client itself.
-        let own = address_of(&lab, client, &client.name);
+        let own = lab.host_of(client).address_of(client, &client.name).unwrap();
         let mut seen = BTreeSet::new();
         wait_until("every task behind the virtual address", SHORT, || {
-            let answer = ask_from(&lab, client, SocketAddr::new(vip, 80))?;
+            let answer = lab.ask_from(client, SocketAddr::new(vip, 80))?;
             assert_eq!(answer.client.ip(), own, "the source address is kept");
             seen.insert(answer.task);
             Ok(seen == names)
         })
         .unwrap();
         for address in each {
-            ask_from(&lab, client, SocketAddr::new(address, 80)).unwrap();
+            lab.ask_from(client, SocketAddr::new(address, 80)).unwrap();
         }
     }
 }
@@ -219,13 +212,13 @@ fn names_and_traffic_go_on_without_the_daemon_and_what_is_deleted_comes_back() {
     create(manager, &["--name", "db", "--network", "back", "-p", "8080:80", "--mode", "global"]);
     let tasks = manager.wait_for_running("db", 3, LONG).unwrap();
     let task = tasks.iter().find(|task| task.node == "h3").unwrap();
-    let vip = address_of(&lab, task, "db");
-    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+    let vip = lab.host_of(task).address_of(task, "db").unwrap();
+    lab.ask_from(task, SocketAddr::new(vip, 80)).unwrap();
 
     let third = lab.host(3);
     third.kill().unwrap();
     assert_eq!(third.resolve(&task.id, "a", "db").unwrap(), [vip], "names without the daemon");
-    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+    lab.ask_from(task, SocketAddr::new(vip, 80)).unwrap();
     lab.client().ask(third.port_v4(8080)).unwrap();
     third.start().unwrap();
     manager.wait_for_nodes(3, LONG).unwrap();
@@ -235,7 +228,7 @@ fn names_and_traffic_go_on_without_the_daemon_and_what_is_deleted_comes_back() {
         lab.client().ask(third.port_v4(8080)).map(|_| true)
     })
     .unwrap();
-    ask_from(&lab, task, SocketAddr::new(vip, 80)).unwrap();
+    lab.ask_from(task, SocketAddr::new(vip, 80)).unwrap();
     assert_eq!(third.resolve(&task.id, "a", "db").unwrap(), [vip]);
 }
 
@@ -291,7 +284,7 @@ fn chosen_host_ports_are_shown_on_their_tasks() {
         .iter()
         .map(|task| {
             let port = wait_for("its port", SHORT, || shown(task)).unwrap();
-            let seen = lab.client().ask(on(&lab, task).port_v4(port)).unwrap();
+            let seen = lab.client().ask(lab.host_of(task).port_v4(port)).unwrap();
             assert_eq!((seen.task.as_str(), seen.node.as_str()), (&*task.name, &*task.node));
             port
         })

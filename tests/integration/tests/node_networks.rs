@@ -27,10 +27,6 @@ fn ask_from(host: &Host, task: &Task, to: IpAddr) -> anyhow::Result<Seen> {
     in_namespace(&host.task_netns(&task.id), move || ask_tcp(SocketAddr::new(to, 80)))
 }
 
-fn address_of(host: &Host, task: &Task, name: &str) -> IpAddr {
-    wait_for(name, SHORT, || Ok(Some(host.resolve(&task.id, "a", name)?[0]))).unwrap()
-}
-
 /// `web.1.<id>`, as containers are called.
 fn container(task: &Task) -> String {
     format!("{}.{}", task.name, task.id)
@@ -87,9 +83,9 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
     done(manager, &[&create[..], &place, &[IMAGE]].concat());
     let tasks = manager.wait_for_running("web", 2, LONG).unwrap();
     let [one, two] = &tasks[..] else { panic!("{tasks:?}") };
-    let at = address_of(worker, one, &container(two));
+    let at = worker.address_of(one, &container(two)).unwrap();
     assert!(at.to_string().starts_with("172.17.0."), "{at}");
-    let own = address_of(worker, one, &one.name);
+    let own = worker.address_of(one, &one.name).unwrap();
     let seen = ask_from(worker, one, at).unwrap();
     assert_eq!((seen.task.as_str(), seen.client.ip()), (two.name.as_str(), own));
 
@@ -106,7 +102,7 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
     refused(worker, &["network", "connect", "lan", &container(one)], "already exists in network");
     refused(worker, &["network", "connect", "host", &container(one)], "host network");
     refused(worker, &["network", "rm", "lan"], &container(one));
-    assert_eq!(address_of(worker, two, "db").to_string(), "10.77.0.2");
+    assert_eq!(worker.address_of(two, "db").unwrap().to_string(), "10.77.0.2");
     let connected: IpAddr = [10, 77, 0, 40].into();
     assert_eq!(ask_from(worker, one, connected).unwrap().task, two.name);
     let shown = worker.shoal(&["network", "inspect", "lan"]).unwrap().json().unwrap();
@@ -119,7 +115,7 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
     assert_eq!(ask_from(worker, one, connected).unwrap().task, two.name);
     worker.start().unwrap();
     manager.wait_for_nodes(2, LONG).unwrap();
-    assert_eq!(address_of(worker, two, "db").to_string(), "10.77.0.2");
+    assert_eq!(worker.address_of(two, "db").unwrap().to_string(), "10.77.0.2");
     worker.inside("nft", &["flush", "ruleset"]).unwrap().ok().unwrap();
     worker.inside_task(&one.id, "ip", &["link", "del", "eth1"]).unwrap().ok().unwrap();
     wait_until("the link to come back", SHORT, || {
@@ -186,8 +182,8 @@ fn running_containers_are_connected_to_an_attachable_overlay() {
 
     let at: IpAddr = [10, 99, 0, 77].into();
     let works = || {
-        assert_eq!(address_of(third, &two, "db"), at);
-        let own = address_of(third, &two, &two.name);
+        assert_eq!(third.address_of(&two, "db").unwrap(), at);
+        let own = third.address_of(&two, &two.name).unwrap();
         let seen = wait_for("an answer", SHORT, || Ok(Some(ask_from(third, &two, at)?))).unwrap();
         assert_eq!((seen.task.as_str(), seen.client.ip()), (one.name.as_str(), own));
     };

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use integration::{
-    Host, IMAGE, LONG, Lab, SHORT, Seen, Task, ask_tcp, in_namespace, joined, wait_for, wait_until,
+    Host, IMAGE, LONG, Lab, SHORT, Task, in_namespace, joined, wait_for, wait_until,
 };
 
 /// The managers' port.
@@ -19,20 +19,12 @@ fn create(host: &Host, words: &[&str]) {
     host.shoal(&args).unwrap().ok().unwrap();
 }
 
-fn on<'a>(lab: &'a Lab, task: &Task) -> &'a Host {
-    lab.hosts().iter().find(|host| host.name() == task.node).unwrap()
-}
-
 fn of<'a>(tasks: &'a [Task], host: &Host) -> &'a Task {
     tasks.iter().find(|task| task.node == host.name()).unwrap()
 }
 
-fn ask_from(lab: &Lab, task: &Task, to: SocketAddr) -> anyhow::Result<Seen> {
-    in_namespace(&on(lab, task).task_netns(&task.id), move || ask_tcp(to))
-}
-
 fn addresses(lab: &Lab, task: &Task, name: &str) -> Vec<IpAddr> {
-    wait_for(name, SHORT, || Ok(Some(on(lab, task).resolve(&task.id, "a", name)?))).unwrap()
+    wait_for(name, SHORT, || Ok(Some(lab.host_of(task).resolve(&task.id, "a", name)?))).unwrap()
 }
 
 /// A network with a server and a client on each node.
@@ -56,7 +48,7 @@ fn a_node_that_hears_no_manager_keeps_its_connections_from_a_peer_that_does_not_
     let vip = SocketAddr::new(addresses(&lab, client, "db")[0], 80);
     let gone = of(&servers, dead).name.clone();
     let reached = |count: usize| -> anyhow::Result<BTreeSet<String>> {
-        (0..count).map(|_| Ok(ask_from(&lab, client, vip)?.task)).collect()
+        (0..count).map(|_| Ok(lab.ask_from(client, vip)?.task)).collect()
     };
     wait_until("every task is reached", SHORT, || Ok(reached(20)?.len() == 3)).unwrap();
     // The managers are away for it, the other nodes are not.

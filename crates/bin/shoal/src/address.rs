@@ -106,10 +106,9 @@ fn data_path(
             (text, address.ip())
         }
     };
-    let named = match text.parse::<SocketAddr>() {
-        Ok(_) => address.to_string(),
-        Err(_) if text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => address.to_string(),
-        Err(_) => text.split(':').next().unwrap_or_default().to_owned(),
+    let named = match literal(text, 0) {
+        Some(_) => address.to_string(),
+        None => text.split(':').next().unwrap_or_default().to_owned(),
     };
     Ok(PathAddress { named, address })
 }
@@ -140,11 +139,8 @@ fn parse(
     port: u16,
     interfaces: &[Interface],
 ) -> Result<SocketAddr, Fault> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
+    if let Some(address) = literal(text, port) {
         return Ok(address);
-    }
-    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, port));
     }
     let (name, port) = match text.rsplit_once(':') {
         Some((name, number)) => (name, number.parse().map_err(|_| bad(field, text))?),
@@ -162,6 +158,12 @@ fn parse(
         ([first, second, ..], _) => Err(ambiguous(field, first, second)),
         ([], [first, second, ..]) => Err(ambiguous(field, first, second)),
     }
+}
+
+/// An address, with or without a port; `None`: it must be the name of a link.
+fn literal(text: &str, port: u16) -> Option<SocketAddr> {
+    let ip = || text.trim_matches(['[', ']']).parse().map(|ip| SocketAddr::new(ip, port));
+    text.parse().or_else(|_| ip()).ok()
 }
 
 fn bad(field: &str, text: &str) -> Fault {

@@ -93,8 +93,8 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
-    use state::{Author, Change, ChangeSet, Stamp};
-    use testkit::{fixture, node_id};
+    use state::{Author, Change};
+    use testkit::{apply, fixture, node_id};
 
     use super::*;
 
@@ -151,15 +151,11 @@ mod tests {
             ),
             (Author::Allocator, Change::ConnectTask { task, connection }),
         ] {
-            let stamp = Stamp { index: view.index() + 1, time: view.time() };
-            view.apply(stamp, &ChangeSet::one(author, change), &mut Vec::new()).unwrap();
+            apply(&mut view, author, change);
         }
         assert_eq!(told.update(&view, node_id("a"), |_| false).tasks, [task]);
         assert!(told.update(&view, node_id("a"), |_| false).is_empty());
-        let stamp = Stamp { index: view.index() + 1, time: view.time() };
-        let change = Change::DisconnectTask { task, network };
-        let atom = ChangeSet::one(Author::Allocator, change);
-        view.apply(stamp, &atom, &mut Vec::new()).unwrap();
+        apply(&mut view, Author::Allocator, Change::DisconnectTask { task, network });
         assert_eq!(told.update(&view, node_id("a"), |_| false).tasks, [task]);
         assert!(told.update(&view, node_id("a"), |_| false).is_empty());
     }

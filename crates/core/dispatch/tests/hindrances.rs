@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use base::Id;
 use dispatch::Hindrances;
-use state::{Author, Change, ChangeSet, Snapshot, Stamp};
-use testkit::{fixture, node_id, service_id};
+use state::{Author, Change, Snapshot};
+use testkit::{apply, fixture, node_id, service_id};
 use types::{
     Attachment, BadPath, Condition, ConditionCode, EndpointSpec, NetworkAttachment, NetworkId,
     NetworkSpec, NodeId, NodeState, PathTrouble, PortBinding, PortProtocol, PortSpec, PublishMode,
@@ -15,12 +15,6 @@ use types::{
 };
 
 const BACK: NetworkId = NetworkId(Id::from_u128(77).unwrap());
-
-fn apply(view: &mut Snapshot, author: Author, change: Change) {
-    let stamp = Stamp { index: view.index() + 1, time: view.time() };
-    let atom = ChangeSet { author, changes: vec![change] };
-    view.apply(stamp, &atom, &mut Vec::new()).unwrap();
-}
 
 /// Two tasks of web on the network back, on the nodes a and b; c has none, and db is elsewhere.
 fn view() -> Snapshot {

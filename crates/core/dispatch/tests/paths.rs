@@ -7,20 +7,14 @@ use std::sync::Arc;
 
 use base::Id;
 use dispatch::{Answer, judge_paths, path_condition, paths_on};
-use state::{Author, Change, ChangeSet, Snapshot, Stamp};
-use testkit::{fixture, node_id};
+use state::{Author, Change, Snapshot};
+use testkit::{apply, fixture, node_id};
 use types::{
     BadPath, ConditionCode, NetworkCheck, NetworkId, NetworkSpec, NodeId, PathCheck, PathTrouble,
     Subnet,
 };
 
 const NETWORK: NetworkId = NetworkId(Id::from_u128(77).unwrap());
-
-fn apply(view: &mut Snapshot, author: Author, change: Change) {
-    let stamp = Stamp { index: view.index() + 1, time: view.time() };
-    let atom = ChangeSet { author, changes: vec![change] };
-    view.apply(stamp, &atom, &mut Vec::new()).unwrap();
-}
 
 /// Three nodes at 192.0.2.1, .2 and .3, all of them on the ingress network.
 fn view() -> Snapshot {

@@ -181,15 +181,10 @@ fn plan(
 #[cfg(test)]
 mod tests {
     use state::Stamp;
-    use testkit::{fixture, node_id};
+    use testkit::{apply, fixture, node_id};
     use types::{NetworkSpec, Subnet, TaskState};
 
     use super::*;
-
-    fn apply(view: &mut Snapshot, author: Author, change: Change) {
-        let stamp = Stamp { index: view.index() + 1, time: view.time() };
-        view.apply(stamp, &ChangeSet::one(author, change), &mut Vec::new()).unwrap();
-    }
 
     fn network(view: &mut Snapshot, number: u8, attachable: bool) {
         let id = NetworkId(base::Id::from_u128(900 + u128::from(number)).unwrap());

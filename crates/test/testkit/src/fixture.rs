@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base::{Id, Millis, Timestamp};
-use state::{Restore, Snapshot};
+use state::{Author, Change, ChangeSet, Restore, Snapshot, Stamp};
 use types::{
     Availability, Cluster, ClusterId, ClusterSpec, ContainerSpec, Labels, Meta, Node,
     NodeDescription, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, Placement, Platform,
@@ -30,6 +30,13 @@ use types::{
 pub struct Fixture {
     pub view: Snapshot,
     pub now: Timestamp,
+}
+
+/// What a decider changed further, at the same time. A change that is refused panics.
+pub fn apply(view: &mut Snapshot, author: Author, change: Change) {
+    let stamp = Stamp { index: view.index() + 1, time: view.time() };
+    view.apply(stamp, &ChangeSet::one(author, change), &mut Vec::new())
+        .expect("a change that is taken");
 }
 
 /// Identity of the node of that name in every fixture.

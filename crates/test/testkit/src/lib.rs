@@ -13,7 +13,7 @@ mod fixture;
 mod harness;
 mod print;
 
-pub use fixture::{Fixture, fixture, node_id, service_id};
+pub use fixture::{Fixture, apply, fixture, node_id, service_id};
 pub use harness::{Test, run_tests};
 pub use print::print_plan;
 

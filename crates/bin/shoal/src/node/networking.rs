@@ -51,10 +51,15 @@ impl Node {
         });
     }
 
+    /// `None`: this node is in no cluster.
+    async fn member_settings(&self) -> Option<Settings> {
+        self.active.lock().await.member.as_ref().map(|member| member.settings.clone())
+    }
+
     /// The host may have another address by now, where its user named none.
     pub(super) async fn follow_address(&self) {
-        let member = self.active.lock().await.member.as_ref().map(|one| one.settings.clone());
-        let (Some(settings), Some(before)) = (member, self.network.address()) else { return };
+        let (settings, before) = (self.member_settings().await, self.network.address());
+        let (Some(settings), Some(before)) = (settings, before) else { return };
         let address = settings.data_path.now(&interfaces(), Some(before));
         if address == before {
             return;
@@ -84,8 +89,7 @@ impl Node {
 
     /// The same for a member whose managers have changed.
     pub(super) async fn guard_as_told(&self, managers: &[String]) -> bool {
-        let settings = self.active.lock().await.member.as_ref().map(|one| one.settings.clone());
-        match settings {
+        match self.member_settings().await {
             Some(settings) => self.guard(&settings, managers).await,
             None => true,
         }

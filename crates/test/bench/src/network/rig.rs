@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 
@@ -126,7 +127,7 @@ pub(crate) fn id<T: From<Id>>(number: u128) -> T {
     T::from(Id::from_u128(number.max(1)).unwrap_or_else(|| unreachable!("it is not zero")))
 }
 
-pub(super) fn new_namespace() -> Result<File> {
+pub(crate) fn new_namespace() -> Result<File> {
     in_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
         run("ip link set lo up")?;
@@ -134,15 +135,18 @@ pub(super) fn new_namespace() -> Result<File> {
     })
 }
 
+/// Names a namespace to other programs, which open it as a file of ours, while this one lives.
+pub(crate) fn path_of(namespace: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
+}
+
 /// Two ends of a cable.
 pub(super) fn pair(one: &File, name: &str, other: &File, far: &str) -> Result<()> {
-    // The descriptor is inherited by name, since the program opens it as a file of ours.
-    let path =
-        format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(other));
+    let path = path_of(other);
     run_in(one, &format!("ip link add {name} type veth peer name {far} netns {path}"))
 }
 
-pub(super) fn run_in(namespace: &File, line: &str) -> Result<()> {
+pub(crate) fn run_in(namespace: &File, line: &str) -> Result<()> {
     let line = line.to_owned();
     enter(namespace, move || run(&line))
 }

@@ -1,27 +1,21 @@
 //! Network namespaces for both ends.
 //!
-//! Owns: making and entering them. Does not know: what is measured.
+//! Owns: two hosts with a cable. Does not know: what is measured.
 //! Invariant: a namespace goes with the last descriptor of it and the last process in it.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, setns, unshare};
+use anyhow::Result;
 
 use super::Wire;
+use crate::network::rig;
 
 /// A network namespace.
 pub(super) struct Space(File);
 
 impl Space {
     pub(super) fn new() -> Result<Self> {
-        in_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
-            run("ip link set lo up")?;
-            Ok(Self(File::open("/proc/thread-self/ns/net")?))
-        })
+        rig::new_namespace().map(Self)
     }
 
     pub(super) fn try_clone(&self) -> Result<Self> {
@@ -30,12 +24,11 @@ impl Space {
 
     /// Something that names it to other programs, while this one lives.
     pub(super) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+        rig::path_of(&self.0)
     }
 
     pub(super) fn run(&self, line: &str) -> Result<()> {
-        let line = line.to_owned();
-        self.enter(move || run(&line))
+        rig::run_in(&self.0, line)
     }
 
     /// Does something inside, in a thread of its own.
@@ -43,11 +36,7 @@ impl Space {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let space = self.0.try_clone()?;
-        in_thread(move || {
-            setns(&space, CloneFlags::CLONE_NEWNET)?;
-            work()
-        })
+        rig::enter(&self.0, work)
     }
 }
 
@@ -64,19 +53,4 @@ pub(super) fn cabled(wire: Wire) -> Result<[Space; 2]> {
         host.run("ip link set eth0 up")?;
     }
     Ok(hosts)
-}
-
-fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = std::thread::spawn(work).join();
-    joined.map_err(|_| anyhow::anyhow!("a thread in a namespace panicked"))?
-}
-
-fn run(line: &str) -> Result<()> {
-    let mut words = line.split(' ');
-    let program = words.next().context("an empty command")?;
-    let output = Command::new(program).args(words).output().with_context(|| line.to_owned())?;
-    if !output.status.success() {
-        bail!("{line}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }
