@@ -111,11 +111,28 @@ impl Host {
     /// # Errors
     /// What the command printed.
     pub fn join(&self, manager: &Self, role: &str) -> Result<()> {
+        self.join_with(manager, role, &["--advertise-addr", self.address()])
+    }
+
+    /// The same with these options, which say where it is; without them it finds out.
+    ///
+    /// # Errors
+    /// What the command printed.
+    pub fn join_with(&self, manager: &Self, role: &str, options: &[&str]) -> Result<()> {
         let token = manager.shoal(&["swarm", "join-token", "-q", role])?.ok()?;
         let remote = format!("{}:2377", manager.address());
-        let args =
-            ["swarm", "join", "--token", token.trim(), "--advertise-addr", self.address(), &remote];
+        let args = [&["swarm", "join", "--token", token.trim()], options, &[&remote]].concat();
         self.shoal(&args)?.ok().map(drop)
+    }
+
+    /// The VXLAN network identifier of a network.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn vni(&self, network: &str) -> Result<u32> {
+        let shown = self.shoal(&["network", "inspect", network])?.json()?;
+        let option = &shown[0]["Options"]["com.docker.network.driver.overlay.vxlanid_list"];
+        Ok(option.as_str().with_context(|| format!("no identifier: {shown}"))?.parse()?)
     }
 
     /// Waits until so many nodes are ready.

@@ -31,6 +31,8 @@ pub struct Host {
     daemon: Mutex<Option<Child>>,
     /// What goes before the daemon's command line, such as `faketime -f +2h`.
     prefix: Mutex<Vec<String>>,
+    /// Options of the daemon beyond those that every one has.
+    options: Mutex<Vec<String>>,
     /// Another build than the one that is tested.
     build: Mutex<Option<PathBuf>>,
 }
@@ -52,6 +54,7 @@ impl Host {
             port,
             daemon: Mutex::new(None),
             prefix: Mutex::new(Vec::new()),
+            options: Mutex::new(Vec::new()),
             build: Mutex::new(None),
         })
     }
@@ -106,7 +109,9 @@ impl Host {
     /// When it runs already or cannot be started.
     pub fn spawn(&self) -> Result<()> {
         let mut daemon = self.lock();
-        if daemon.is_some() {
+        if let Some(child) = daemon.as_mut()
+            && child.try_wait()?.is_none()
+        {
             bail!("the daemon of {} runs already", self.name);
         }
         let other = self.build.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -121,6 +126,7 @@ impl Host {
         command.args(self.prefix.lock().unwrap_or_else(PoisonError::into_inner).iter());
         command.arg(shoal).args(["daemon", "--hostname", &self.name, "--log-level", LOG_LEVEL]);
         command.arg("--data-dir").arg(self.data_dir()).arg("--run-dir").arg(self.run_dir());
+        command.args(self.options.lock().unwrap_or_else(PoisonError::into_inner).iter());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         *daemon = Some(command.spawn().context("cannot start nsenter")?);
         Ok(())
@@ -130,6 +136,12 @@ impl Host {
     pub fn start_under(&self, words: &[&str]) {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = words;
+    }
+
+    /// The next start has these options, too.
+    pub fn start_with(&self, options: &[&str]) {
+        let options = options.iter().map(|word| (*word).to_owned()).collect();
+        *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
     /// The next start is of another build: the same program, changed where nothing is read.
@@ -167,6 +179,16 @@ impl Host {
             [pid] => Ok(pid),
             _ => bail!("{} processes keep the names of {}", found.len(), self.name),
         }
+    }
+
+    /// kill -9 of that process, and waits until it has ended. A daemon that runs starts another.
+    ///
+    /// # Errors
+    /// When there is none, or it does not end in time.
+    pub fn kill_netd(&self) -> Result<()> {
+        let pid = self.netd()?;
+        kill(pid, Signal::SIGKILL)?;
+        wait_until("the end of netd", SHORT, || Ok(self.netd().map_or(true, |now| now != pid)))
     }
 
     /// How the daemon ended, when it did.

@@ -92,6 +92,11 @@ impl Lab {
         Ok(())
     }
 
+    /// The namespace of what lies between the hosts.
+    pub(crate) fn switch_netns(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.switch)
+    }
+
     /// The host `number`, from one.
     #[must_use]
     pub fn host(&self, number: usize) -> &Host {

@@ -7,6 +7,7 @@
 //! each other do not meet.
 
 mod callers;
+mod capture;
 mod cleanup;
 mod command;
 mod containers;
@@ -14,15 +15,18 @@ mod fixture;
 mod host;
 mod lab;
 mod leftovers;
+mod load;
 mod traffic;
 mod wait;
 
 pub use callers::{Callers, Target, client_hello};
+pub use capture::{Capture, Heard};
 pub use command::Answer;
 pub use containers::{Sample, containers, watched};
 pub use fixture::{IMAGE, Task, booted, joined, load_image, running};
 pub use host::{Host, Usage};
 pub use lab::{Lab, program};
 pub use leftovers::{Leftovers, cgroups};
-pub use traffic::{Seen, ask_tcp, ask_udp, connects_to, in_namespace, udp_refused};
+pub use load::{Arrived, Load};
+pub use traffic::{Seen, ask_tcp, ask_udp, ask_with_word, connects_to, in_namespace, udp_refused};
 pub use wait::{LONG, SHORT, wait_for, wait_until};

@@ -49,10 +49,19 @@ pub fn in_namespace<T: Send + 'static>(
 /// # Errors
 /// When it does not answer in time.
 pub fn ask_tcp(to: SocketAddr) -> Result<Seen> {
+    ask_with_word(to, "whoami")
+}
+
+/// The same, with a word in the question that a capture can look for.
+///
+/// # Errors
+/// When it does not answer in time.
+pub fn ask_with_word(to: SocketAddr, word: &str) -> Result<Seen> {
     let mut stream = TcpStream::connect_timeout(&to, LIMIT).with_context(|| to.to_string())?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: whoami\r\nConnection: close\r\n\r\n")?;
+    let question = format!("GET / HTTP/1.1\r\nHost: {word}\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (_, body) = text.split_once("\r\n\r\n").with_context(|| format!("answer `{text}`"))?;

@@ -1,6 +1,8 @@
 //! Managers come and go: catching up, demoting, and the guards of the quorum.
 
-use integration::{LONG, booted, joined, wait_until};
+use std::net::UdpSocket;
+
+use integration::{IMAGE, LONG, booted, in_namespace, joined, wait_until};
 
 #[test]
 fn a_manager_with_an_empty_disk_catches_up_with_a_thousand_services() {
@@ -75,4 +77,50 @@ fn leaving_needs_force_on_a_manager_and_not_on_a_worker() {
     manager.shoal(&["swarm", "leave", "--force"]).unwrap().ok().unwrap();
     let refused = manager.shoal(&["node", "ls"]).unwrap().failure().unwrap();
     assert!(refused.contains("swarm init"), "{refused}");
+}
+
+#[test]
+fn a_host_whose_udp_ports_are_taken_is_not_taken_in() {
+    let lab = booted(2).unwrap();
+    let (first, second) = (lab.host(1), lab.host(2));
+    let take = |host: &integration::Host, port: u16| {
+        let taken = in_namespace(&host.netns(), move || Ok(UdpSocket::bind(("0.0.0.0", port))?));
+        taken.unwrap()
+    };
+    let own = format!("(process {})", std::process::id());
+    let init = ["swarm", "init", "--advertise-addr", first.address()];
+    let chosen = [&init[..], &["--encryption-ports", "5001,5002"]].concat();
+    let taken = take(first, 5_001);
+    let refused = first.shoal(&chosen).unwrap().failure().unwrap();
+    assert!(refused.contains("UDP port 5001") && refused.contains(&own), "{refused}");
+    drop(taken);
+    first.shoal(&chosen).unwrap().ok().unwrap();
+    let info = first.shoal(&["info"]).unwrap().ok().unwrap();
+    assert!(info.contains("\n  Encryption Ports: 5001, 5002\n"), "{info}");
+
+    for port in [5_002, 4_789] {
+        let taken = take(second, port);
+        let refused = second.join(first, "worker").unwrap_err().to_string();
+        assert!(refused.contains(&format!("UDP port {port}")), "{refused}");
+        assert!(refused.contains(&own), "{refused}");
+        drop(taken);
+    }
+    // Nothing is left of it, and those that the cluster does not use are nobody's.
+    assert_eq!(first.shoal(&["node", "ls", "-q"]).unwrap().lines().unwrap().len(), 1);
+    let other = take(second, 4_793);
+    second.join(first, "worker").unwrap();
+    first.wait_for_nodes(2, LONG).unwrap();
+    drop(other);
+
+    for port in ["5001", "5002"] {
+        let publish = format!("{port}:80/udp");
+        let args = ["service", "create", "-d", "--publish", &publish, "--name", "web", IMAGE];
+        let refused = first.shoal(&args).unwrap().failure().unwrap();
+        let words = format!("port {port}/udp is that of encrypted networks of the cluster");
+        assert!(refused.contains(&words), "{refused}");
+    }
+    // A member that starts again has its own devices on these ports.
+    second.kill().unwrap();
+    second.start().unwrap();
+    first.wait_for_nodes(2, LONG).unwrap();
 }

@@ -137,13 +137,9 @@ fn a_node_is_reached_when_its_host_has_another_address() {
     let lab = booted(3).unwrap();
     let (manager, third) = (lab.host(1), lab.host(3));
     manager.shoal(&["swarm", "init", "--advertise-addr", manager.address()]).unwrap().ok().unwrap();
-    let token = manager.shoal(&["swarm", "join-token", "-q", "worker"]).unwrap().ok().unwrap();
     // One names a link, the other nothing at all; the third keeps its address.
-    for (host, words) in [(third, &["--data-path-addr", "eth0"][..]), (lab.host(2), &[])] {
-        let remote = format!("{}:2377", manager.address());
-        let join = [&["swarm", "join", "--token", token.trim()], words, &[&remote]].concat();
-        host.shoal(&join).unwrap().ok().unwrap();
-    }
+    third.join_with(manager, "worker", &["--data-path-addr", "eth0"]).unwrap();
+    lab.host(2).join_with(manager, "worker", &[]).unwrap();
     load_image(&lab).unwrap();
     let tasks = everywhere(manager);
     for (host, address) in [(third, "10.254.0.33/24"), (lab.host(2), "10.254.0.22/24")] {

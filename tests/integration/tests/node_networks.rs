@@ -144,6 +144,96 @@ fn containers_on_a_nodes_bridge_find_each_other_and_are_connected_to_more() {
 }
 
 #[test]
+fn each_node_makes_its_part_of_a_network_of_its_own_configuration() {
+    let lab = joined(1, 2).unwrap();
+    let manager = lab.host(1);
+    let create = ["network", "create"];
+    let macvlan = [&create[..], &["-d", "macvlan", "--scope", "swarm"]].concat();
+    let with = |words: &[&'static str]| [&macvlan[..], words].concat();
+    refused(manager, &with(&["wire"]), "is made of a configuration of each node");
+    let twice = ["--config-from", "parts", "-o", "parent=eth0", "wire"];
+    refused(manager, &with(&twice), "network driver options are not supported if");
+    let closed = ["--config-only", "--internal", "parts"];
+    refused(manager, &[&create[..], &closed].concat(), "can only contain network specific fields");
+    done(manager, &with(&["--config-from", "parts", "wire"]));
+    for (number, range) in [(2, "10.254.0.64/27"), (3, "10.254.0.96/27")] {
+        let words = ["--config-only", "--subnet", "10.254.0.0/24", "--ip-range", range];
+        let parent = ["-o", "parent=eth0", "parts"];
+        done(lab.host(number), &[&create[..], &words, &parent].concat());
+    }
+    let (second, third) = (lab.host(2), lab.host(3));
+    assert!(listed(second).contains(&"parts null local".to_owned()));
+    done(
+        manager,
+        &[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "web",
+            "--mode",
+            "global",
+            "--restart-delay",
+            "100ms",
+            "--network",
+            "wire",
+            IMAGE,
+        ],
+    );
+
+    // The manager has no configuration: that is said where a user looks for it.
+    wait_until("the reason", LONG, || {
+        let format = ["--no-trunc", "--format", "{{.Node}} {{.Error}}"];
+        let all = manager.shoal(&[&["service", "ps", "web"], &format[..]].concat())?.ok()?;
+        let text = "configuration network \"parts\" does not exist";
+        Ok(all.lines().any(|line| line.starts_with("h1") && line.contains(text)))
+    })
+    .unwrap();
+    let tasks = manager.wait_for_running("web", 2, LONG).unwrap();
+    let on = |host: &str| tasks.iter().find(|task| task.node == host).unwrap();
+    let (two, three) = (on("h2"), on("h3"));
+    let address = |host: &Host, task: &Task| -> IpAddr {
+        let shown = host.shoal(&["network", "inspect", "wire"]).unwrap().json().unwrap();
+        assert_eq!((&shown[0]["Scope"], &shown[0]["Driver"]), (&"swarm".into(), &"macvlan".into()));
+        assert_eq!(shown[0]["ConfigFrom"]["Network"], "parts");
+        let there = shown[0]["Containers"][&task.id]["IPv4Address"].as_str().unwrap().to_owned();
+        there.split('/').next().unwrap().parse().unwrap()
+    };
+    let (at_two, at_three) = (address(second, two), address(third, three));
+    assert_eq!(
+        (at_two.to_string(), at_three.to_string()),
+        ("10.254.0.64".to_owned(), "10.254.0.96".to_owned())
+    );
+    let seen = ask_from(second, two, at_three).unwrap();
+    assert_eq!((seen.task.as_str(), seen.client.ip()), (three.name.as_str(), at_two));
+    assert_eq!(second.address_of(two, &two.name).unwrap(), at_two);
+    assert_eq!(listed(second).iter().filter(|line| line.starts_with("wire ")).count(), 1);
+    refused(second, &["network", "rm", "parts"], "is in use by network wire");
+    refused(second, &["network", "rm", "wire"], "is the cluster's");
+    refused(second, &["network", "connect", "parts", &container(two)], "is a configuration");
+    refused(manager, &["network", "rm", "wire"], "is in use by service web");
+
+    second.kill().unwrap();
+    assert_eq!(ask_from(third, three, at_two).unwrap().task, two.name);
+    second.start().unwrap();
+    manager.wait_for_nodes(3, LONG).unwrap();
+    assert_eq!(address(second, two), at_two);
+
+    done(manager, &["service", "rm", "web"]);
+    wait_until("the network to be free", LONG, || {
+        Ok(manager.shoal(&["network", "rm", "wire"])?.ok().is_ok())
+    })
+    .unwrap();
+    for host in [second, third] {
+        wait_until("the node's part to be gone", LONG, || {
+            Ok(host.shoal(&["network", "rm", "parts"])?.ok().is_ok())
+        })
+        .unwrap();
+        assert!(!listed(host).iter().any(|line| line.starts_with("wire ")));
+    }
+}
+
+#[test]
 fn running_containers_are_connected_to_an_attachable_overlay() {
     let lab = joined(1, 2).unwrap();
     let manager = lab.host(1);

@@ -2,10 +2,12 @@
 //!
 //! Owns: its fields and defaults. Invariant: a field that is not known is refused by its name.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cli::{DaemonArgs, LogFormat};
+use cli::{DaemonArgs, Encryption, LogFormat};
+use network::EncryptionMode;
 use serde::Deserialize;
 
 const FILE_DEFAULT: &str = "/etc/shoal/shoal.toml";
@@ -29,6 +31,10 @@ struct File {
     cgroup_parent: Option<PathBuf>,
     /// `lan` or `wan`: how soon a silent manager is taken for lost.
     raft_timing: Option<String>,
+    /// `auto` or `user-space`: who encrypts networks that are encrypted.
+    encryption: Option<String>,
+    /// Where metrics are served.
+    metrics_addr: Option<String>,
 }
 
 /// What the daemon runs with.
@@ -43,6 +49,9 @@ pub(crate) struct Config {
     pub insecure_registries: Vec<String>,
     pub cgroup_parent: PathBuf,
     pub raft_timing: store::Timing,
+    pub encryption: EncryptionMode,
+    /// Where metrics are served; the port that was given once they are.
+    pub metrics_addr: Option<SocketAddr>,
 }
 
 impl Config {
@@ -59,6 +68,13 @@ impl Config {
             None | Some("lan") => store::Timing::LAN,
             Some("wan") => store::Timing::WAN,
             Some(other) => bail!("raft_timing: `{other}` is neither lan nor wan"),
+        };
+        let encryption = match (args.encryption, file.encryption.as_deref()) {
+            (Some(Encryption::Auto), _) | (None, None | Some("auto")) => EncryptionMode::Auto,
+            (Some(Encryption::UserSpace), _) | (None, Some("user-space")) => {
+                EncryptionMode::UserSpace
+            }
+            (None, Some(other)) => bail!("encryption: `{other}` is neither auto nor user-space"),
         };
         let hostname = match args.hostname.clone().or(file.hostname) {
             Some(hostname) => hostname,
@@ -81,7 +97,24 @@ impl Config {
             insecure_registries: file.insecure_registries.unwrap_or_default(),
             cgroup_parent: file.cgroup_parent.unwrap_or_else(|| "/shoal".into()),
             raft_timing,
+            encryption,
+            metrics_addr: metrics_addr(args.metrics_addr.as_deref(), file.metrics_addr.as_deref())?,
         })
+    }
+}
+
+/// As docker's `metrics-addr`.
+fn metrics_addr(argument: Option<&str>, file: Option<&str>) -> Result<Option<SocketAddr>> {
+    let (field, text) = match (argument, file) {
+        (Some(text), _) => ("--metrics-addr", text),
+        (None, Some(text)) => ("metrics_addr", text),
+        (None, None) => return Ok(None),
+    };
+    match text.parse() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => {
+            bail!("{field}: `{text}` is not an IP address and a port, such as 127.0.0.1:9323")
+        }
     }
 }
 
@@ -110,5 +143,18 @@ mod tests {
     fn an_unknown_field_is_refused_by_name() {
         let error = toml::from_str::<File>("data_dirr = \"/x\"").unwrap_err();
         assert!(error.to_string().contains("data_dirr"), "{error}");
+    }
+
+    #[test]
+    fn an_address_for_metrics_is_one_of_ip_and_names_its_field_otherwise() {
+        let v6: SocketAddr = "[::1]:9323".parse().unwrap();
+        assert_eq!(metrics_addr(None, None).unwrap(), None);
+        assert_eq!(metrics_addr(Some("[::1]:9323"), Some("x")).unwrap(), Some(v6));
+        for wrong in ["", ":9323", "localhost:9323", "127.0.0.1", "127.0.0.1:65536"] {
+            let error = metrics_addr(Some(wrong), None).unwrap_err().to_string();
+            assert!(error.starts_with("--metrics-addr: "), "{error}");
+            let error = metrics_addr(None, Some(wrong)).unwrap_err().to_string();
+            assert!(error.starts_with("metrics_addr: "), "{error}");
+        }
     }
 }

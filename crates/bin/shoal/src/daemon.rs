@@ -46,7 +46,8 @@ pub(crate) fn main(args: &DaemonArgs) -> Result<()> {
     runtime.block_on(run(config))
 }
 
-async fn run(config: Config) -> Result<()> {
+async fn run(mut config: Config) -> Result<()> {
+    let metrics = crate::metrics::bind(&mut config).await?;
     let instance = Instance::open(&config.data_dir)?;
     private_run_dir(&config)?;
     tracing::info!(
@@ -71,6 +72,7 @@ async fn run(config: Config) -> Result<()> {
     let node = Arc::new(Node::new(config, containers, tasks)?);
     let (stop_keeping, keeping) = node.keep_networks();
     let describing = tokio::spawn(Arc::clone(&node).keep_described());
+    let measuring = metrics.map(|server| tokio::spawn(Arc::clone(&node).serve_metrics(server)));
     let control = ControlServer::new(Gate { node: Arc::clone(&node) })
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
@@ -97,6 +99,9 @@ async fn run(config: Config) -> Result<()> {
     tracing::info!("daemon stops; containers go on");
     resuming.abort();
     describing.abort();
+    if let Some(measuring) = measuring {
+        measuring.abort();
+    }
     node.stop().await;
     stop_keeping.send_replace(true);
     let _ = keeping.await;

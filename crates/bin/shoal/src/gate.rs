@@ -104,6 +104,20 @@ impl Control for Gate {
         Control::get_join_tokens(&self.api().await?, named(request)).await
     }
 
+    async fn rotate_network_key(
+        &self,
+        request: Request<v1::RotateNetworkKeyRequest>,
+    ) -> Result<Response<v1::NetworkKeyProgress>, Status> {
+        Control::rotate_network_key(&self.api().await?, named(request)).await
+    }
+
+    async fn get_network_key_progress(
+        &self,
+        request: Request<v1::GetNetworkKeyProgressRequest>,
+    ) -> Result<Response<v1::NetworkKeyProgress>, Status> {
+        Control::get_network_key_progress(&self.api().await?, named(request)).await
+    }
+
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,

@@ -86,8 +86,6 @@ pub(crate) async fn issue(
     availability: i32,
     hostname: &str,
 ) -> Result<IssueResponse, Fault> {
-    let internal = |error: String| Fault::new(ErrorCode::Internal, error);
-    let pinned = Pinned::new(token.digest).map_err(|e| internal(e.to_string()))?;
     let csr = key.request().map_err(|error| internal(error.to_string()))?;
     let request = v1::IssueRequest {
         csr,
@@ -95,28 +93,57 @@ pub(crate) async fn issue(
         availability,
         hostname: hostname.to_owned(),
     };
-    let result = ask_leader(remotes, |address| {
-        let (request, connector) = (request.clone(), pinned.connector());
-        async move {
-            let channel = dial(&address, connector)?;
-            BootstrapClient::new(channel).issue(request).await.map(tonic::Response::into_inner)
-        }
+    let (issued, root) = ask_pinned(token, remotes, |channel| {
+        let request = request.clone();
+        async move { BootstrapClient::new(channel).issue(request).await }
     })
-    .await;
-    let mut issued = match (result, pinned.root_pem()) {
-        (Ok(issued), Ok(root)) => IssueResponse { root, ..issued },
-        (Err(_), Err(pki::PinError::Refused(mismatch))) => {
-            let message = format!("the manager's cluster is not the token's: {mismatch}");
-            return Err(Fault::invalid("--token", message)
-                .hint("ask a manager of the right cluster: shoal swarm join-token worker"));
-        }
-        (Err(fault), _) => return Err(fault),
-        (Ok(_), Err(error)) => return Err(internal(error.to_string())),
-    };
+    .await?;
+    let mut issued = IssueResponse { root, ..issued };
     if issued.managers.is_empty() {
         issued.managers = remotes.to_vec();
     }
     Ok(issued)
+}
+
+/// UDP ports that every node of the token's cluster must have free.
+pub(crate) async fn udp_ports(token: &JoinToken, remotes: &[String]) -> Result<Vec<u16>, Fault> {
+    let (answer, _) = ask_pinned(token, remotes, |channel| async move {
+        BootstrapClient::new(channel).get_root(v1::GetRootRequest {}).await
+    })
+    .await?;
+    let ports = answer.udp_ports.iter().map(|port| u16::try_from(*port));
+    ports.collect::<Result<_, _>>().map_err(|_| internal("the manager names no ports".to_owned()))
+}
+
+/// Asks managers that show the root that the token names; gives it with the answer.
+async fn ask_pinned<T, F>(
+    token: &JoinToken,
+    remotes: &[String],
+    call: impl Fn(Channel) -> F,
+) -> Result<(T, String), Fault>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let pinned = Pinned::new(token.digest).map_err(|error| internal(error.to_string()))?;
+    let result = ask_leader(remotes, |address| {
+        let called = dial(&address, pinned.connector()).map(&call);
+        async move { called?.await.map(tonic::Response::into_inner) }
+    })
+    .await;
+    match (result, pinned.root_pem()) {
+        (Ok(answer), Ok(root)) => Ok((answer, root)),
+        (Err(_), Err(pki::PinError::Refused(mismatch))) => {
+            let message = format!("the manager's cluster is not the token's: {mismatch}");
+            Err(Fault::invalid("--token", message)
+                .hint("ask a manager of the right cluster: shoal swarm join-token worker"))
+        }
+        (Err(fault), _) => Err(fault),
+        (Ok(_), Err(error)) => Err(internal(error.to_string())),
+    }
+}
+
+fn internal(error: String) -> Fault {
+    Fault::new(ErrorCode::Internal, error)
 }
 
 fn dial(address: &str, connector: pki::Connector) -> Result<Channel, Status> {

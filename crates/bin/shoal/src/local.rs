@@ -103,6 +103,7 @@ impl LocalApi {
             containers_running: running.iter().filter(|one| is_running(&one.state)).count() as u64,
             images: node.runtime.list_images().await.map_or(0, |images| images.len() as u64),
             version: env!("CARGO_PKG_VERSION").into(),
+            metrics_address: node.config.metrics_addr.map(|at| at.to_string()).unwrap_or_default(),
             ..v1::InfoResponse::default()
         };
         if let Standing::Manager(api) = node.standing().await {
@@ -112,6 +113,7 @@ impl LocalApi {
             if let Some(cluster) = view.cluster() {
                 info.spec = Some((&cluster.spec).into());
                 info.data_path_port = cluster.data_path_port;
+                info.encryption_ports = cluster.encryption_ports.map(u32::from).to_vec();
                 info.address_pools.clone_from(&cluster.address_pools);
                 info.address_pool_mask = cluster.address_pool_mask;
             }
@@ -254,7 +256,8 @@ impl Local for LocalApi {
         request: Request<v1::GetNetworkRequest>,
     ) -> Result<Response<v1::NodeNetworkView>, Status> {
         let request = request.into_inner();
-        answer(network_ref(&request.r#ref).and_then(|text| self.node.network().get(text)))
+        let text = network_ref(&request.r#ref).map_err(|fault| status_of(&fault))?;
+        answer(self.node.network().get(text).await)
     }
 
     async fn remove_network(

@@ -13,10 +13,13 @@ mod instance;
 mod join;
 mod local;
 mod manager_part;
+mod metrics;
+mod network_keys;
 mod networks;
 mod node;
 mod settings;
 mod socket;
+mod udp_ports;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@
 
 mod api;
 mod connect;
+mod encryption;
 mod names;
 mod own;
 mod suspicion;
@@ -14,20 +15,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent::PathLinks;
 use anyhow::{Context, Result};
 use base::chain;
 use netd::Forward;
-use network::{DataPath, LocalContainer};
+use network::{DataPath, LocalContainer, LocalLink};
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use types::{
-    Condition, ConditionCode, DirectoryUpdate, DnsConfig, NetworkCheck, NetworkId, PortBinding,
-    PortProtocol,
+    Condition, ConditionCode, DirectoryUpdate, DnsConfig, Fault, NetworkCheck, NetworkId,
+    NetworkPart, PortBinding, PortProtocol,
 };
 
 pub(crate) use api::Known;
@@ -35,6 +36,9 @@ pub(crate) use connect::Wishes;
 pub(crate) use own::name_taken;
 
 use crate::config::Config;
+use crate::network_keys::NetworkKeys;
+use crate::settings::SwarmDir;
+use encryption::Encryption;
 use own::OwnNetworks;
 
 /// How often ports that a program of the host holds are asked for again.
@@ -56,13 +60,15 @@ enum Cause {
 pub(crate) struct NodeNetwork {
     path: DataPath,
     names: netd::Client,
-    /// Networks without a way out, as last told.
-    internal: Arc<Mutex<BTreeSet<NetworkId>>>,
+    /// Networks of the cluster that this node takes part in; `None` before the managers have been
+    /// heard.
+    parts: Arc<Mutex<Option<BTreeMap<NetworkId, NetworkPart>>>>,
     /// Containers whose names are served, and whether nobody else is asked for them.
     served: Arc<Mutex<BTreeMap<String, bool>>>,
     /// Where this node's data path ends; `None` before it is in a cluster.
     address: watch::Sender<Option<IpAddr>>,
     own: OwnNetworks,
+    encryption: Encryption,
     /// What the resolver was told of them.
     told: Arc<tokio::sync::Mutex<Option<DirectoryUpdate>>>,
     /// What the last attempts of containers to be on their networks came to.
@@ -82,19 +88,22 @@ impl NodeNetwork {
             instance_id: instance.to_owned(),
             subnet: None,
             address: None,
+            encryption: config.encryption,
         })
         .await
         .context("network")?;
         let options = netd::Options::new(config.run_dir.clone(), build()?);
         let names = netd::Client::connect_or_start(options).await.context("names")?;
         let db = agent::NetworkDb::open(&config.data_dir.join("networks.db"))?;
+        let keys = SwarmDir::new(&config.data_dir).network_keys();
         let this = Self {
             path,
             names,
-            internal: Arc::default(),
+            parts: Arc::default(),
             served: Arc::default(),
             address: watch::Sender::new(None),
             own: OwnNetworks::open(db)?,
+            encryption: Encryption::new(NetworkKeys::new(keys)),
             told: Arc::default(),
             attempts: connect::Attempts::default(),
             contact: watch::Sender::new(true),
@@ -103,6 +112,7 @@ impl NodeNetwork {
         };
         this.recall_own().await.context("the node's own networks")?;
         this.tell_names().await;
+        this.settle_keys().await.context("keys of encrypted networks")?;
         Ok(this)
     }
 
@@ -241,31 +251,56 @@ impl NodeNetwork {
 
     /// It is on internal networks only, and nothing is published of it.
     fn without_a_way_out(&self, container: &LocalContainer) -> bool {
-        let internal = self.internal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_internal = |id: &NetworkId| {
-            internal.contains(id) || self.own.get(*id).is_some_and(|own| own.spec.internal)
+        let parts = self.parts();
+        let is_internal = |end: &LocalLink| {
+            let Some(id) = end.network else { return true };
+            match (self.own.get(id), parts.as_ref()) {
+                (Some(own), _) => own.spec.internal,
+                (None, Some(parts)) => parts.get(&id).is_some_and(|part| part.internal),
+                // Not heard yet since the daemon's start: as it was before.
+                (None, None) => !container.outward,
+            }
         };
-        let networks: Vec<NetworkId> = networks_of(container).collect();
         let mesh = container.links.iter().find(|end| end.network.is_none());
         let own = |v4: std::net::Ipv4Addr| self.path.subnet().contains(&v4);
         let in_mesh = mesh.is_some_and(|end| !end.v4.is_some_and(own));
-        !in_mesh && !networks.is_empty() && networks.iter().all(is_internal)
+        let on_any = networks_of(container).next().is_some();
+        !in_mesh && on_any && container.links.iter().all(is_internal)
     }
 
-    fn learn_internal(&self, update: &DirectoryUpdate) {
-        let mut internal = self.internal.lock().unwrap_or_else(PoisonError::into_inner);
+    fn parts(&self) -> MutexGuard<'_, Option<BTreeMap<NetworkId, NetworkPart>>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn_parts(&self, update: &DirectoryUpdate) {
+        let mut known = self.parts();
         if update.full {
-            internal.clear();
+            *known = Some(BTreeMap::new());
         }
+        // A session begins with a full update.
+        let Some(parts) = known.as_mut() else { return };
         for id in &update.removed_networks {
-            internal.remove(id);
+            parts.remove(id);
         }
-        for network in &update.networks {
-            match network.internal {
-                true => internal.insert(network.id),
-                false => internal.remove(&network.id),
-            };
+        parts.extend(update.networks.iter().map(|part| (part.id, part.clone())));
+    }
+
+    /// Networks of the container that the cluster has and each node makes for itself.
+    fn of_nodes(&self, wanted: &ContainerNetwork) -> Vec<NetworkPart> {
+        let parts = self.parts();
+        let all = wanted.attachments.iter().filter_map(|one| parts.as_ref()?.get(&one.network));
+        all.filter(|part| part.driver.is_of_nodes()).cloned().collect()
+    }
+
+    /// Makes what the container needs of networks that this node has for itself.
+    async fn ensure_local(&self, wanted: &ContainerNetwork) -> Result<(), Fault> {
+        if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
+            self.ensure_bridge().await?;
         }
+        for part in self.of_nodes(wanted) {
+            self.ensure_of_cluster(&part).await?;
+        }
+        Ok(())
     }
 
     /// Serves those again that were served before it was known which of their networks have no way
@@ -283,12 +318,10 @@ impl NodeNetwork {
     }
 
     async fn try_attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
-        if wanted.attachments.iter().any(|one| one.network == NetworkId::BRIDGE) {
-            self.ensure_bridge().await.map_err(|fault| RuntimeError::Failed {
-                step: "make the network bridge",
-                problem: fault.message,
-            })?;
-        }
+        self.ensure_local(wanted).await.map_err(|fault| RuntimeError::Failed {
+            step: "make the node's part of a network",
+            problem: fault.message,
+        })?;
         let mut attached = self.path.attach(wanted).await?;
         let alone = [NetworkId::HOST, NetworkId::NONE];
         if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
@@ -345,22 +378,32 @@ fn networks_of(container: &LocalContainer) -> impl Iterator<Item = NetworkId> {
 
 impl Network for NodeNetwork {
     async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
-        self.learn_internal(&update);
+        self.learn_parts(&update);
         let _turn = self.turn.lock().await;
         self.index.store(update.index, Ordering::Relaxed);
+        if self.encryption.learn(&update)
+            && let Err(error) = self.settle_keys().await
+        {
+            tracing::warn!(error = format!("{error:#}"), "keys of encrypted networks");
+            self.encryption.try_again();
+        }
         // Nobody is sent to one that leaves while the data path is still at work, or in trouble.
         let told = match names::departures(&update) {
             Some(departures) => self.names.update(&departures).await,
             None => Ok(()),
         };
         self.path.update(update.clone()).await?;
+        self.encryption.carried_out();
         let told = match told {
-            Ok(()) => self.names.update(&update).await,
+            Ok(()) => self.names.update(&names::of_overlays(&update)).await,
             failed => failed,
         };
         told.map_err(|error| failed("change names", &error))?;
         if update.full || !update.networks.is_empty() {
             self.serve_changed().await;
+        }
+        if update.full || !update.removed_networks.is_empty() {
+            self.release_of_cluster().await;
         }
         Ok(())
     }
@@ -383,6 +426,7 @@ impl Network for NodeNetwork {
         self.path.detach(id).await?;
         if on_own {
             self.tell_names().await;
+            self.release_of_cluster().await;
         }
         released.map_err(|error| failed("stop serving names", &error))
     }
@@ -405,8 +449,12 @@ fn failed(step: &'static str, error: &netd::ClientError) -> RuntimeError {
 }
 
 /// Conditions that the data path finds.
-const OF_NETWORK: &[ConditionCode] =
-    &[ConditionCode::PortTaken, ConditionCode::FirewallDrops, ConditionCode::ConntrackFull];
+const OF_NETWORK: &[ConditionCode] = &[
+    ConditionCode::PortTaken,
+    ConditionCode::FirewallDrops,
+    ConditionCode::ConntrackFull,
+    ConditionCode::ClearText,
+];
 
 /// Puts `found` in the place of the conditions of these codes; whether that changed anything.
 pub(crate) fn set_conditions(

@@ -21,7 +21,6 @@ use base::IdSource;
 use pki::files::Stored;
 use pki::{IdentityFiles, JoinToken, NodeKey, NodeTls};
 use ports::Clock;
-use ports::runtime::Runtime;
 use ports::store::Store;
 use runtime::ContainerRuntime;
 use state::{Author, Change, ChangeSet, Proposal};
@@ -42,13 +41,11 @@ use crate::join;
 use crate::manager_part::{Api, ManagerPart, Parts};
 use crate::networks::NodeNetwork;
 use crate::settings::{Settings, SwarmDir};
-use checks::{check_free, check_leave, with_ports};
+use checks::{check_free, check_joined_ports, check_leave, with_ports};
 use found::InitPlan;
 
 /// How long init and join wait for the managers to agree.
 const AGREEMENT_MAX: Duration = Duration::from_secs(20);
-/// How often images are looked at for the node's description.
-const DESCRIBE_PERIOD: Duration = Duration::from_secs(5);
 /// Swarm's words.
 const CERTIFICATE_EXPIRED: &str = "Swarm certificates have expired. To replace them, leave the \
                                    swarm and join again.";
@@ -159,31 +156,6 @@ impl Node {
         Ok(())
     }
 
-    /// Keeps the description's list of images true.
-    pub(crate) async fn keep_described(self: Arc<Self>) {
-        loop {
-            let images = self.runtime.list_images().await.unwrap_or_default();
-            let mut references: Vec<String> = images
-                .into_iter()
-                .flat_map(|image| image.references.into_iter().chain(image.digests))
-                .collect();
-            references.sort();
-            references.dedup();
-            let mut new =
-                self.machine.description(&self.config.hostname, &self.config.labels, references);
-            self.follow_address().await;
-            new.data_path = self.data_path().await;
-            self.description.send_if_modified(|known| {
-                let changed = *known != new;
-                if changed {
-                    *known = new;
-                }
-                changed
-            });
-            tokio::time::sleep(DESCRIBE_PERIOD).await;
-        }
-    }
-
     async fn start_member(self: &Arc<Self>, settings: Settings) -> Result<Member> {
         let files = IdentityFiles::new(self.dir.certificates());
         let stored = files.load()?.context("this node's certificate is missing")?;
@@ -277,7 +249,15 @@ impl Node {
     }
 
     pub(crate) async fn facts(&self) -> Facts {
-        let active = self.active.lock().await;
+        self.facts_of(&*self.active.lock().await)
+    }
+
+    /// `None`: the membership starts or changes just now.
+    pub(crate) fn facts_now(&self) -> Option<Facts> {
+        self.active.try_lock().ok().map(|active| self.facts_of(&active))
+    }
+
+    fn facts_of(&self, active: &Active) -> Facts {
         let error = active.error.clone().unwrap_or_default();
         let Some(member) = &active.member else { return Facts { error, ..Facts::default() } };
         let identity = member.tls.identity();
@@ -313,6 +293,7 @@ impl Node {
         let advertise = addresses.advertise;
         let plan = InitPlan::new(&request, self.source(), self.clock.now())?;
         let settings = Settings::new(addresses, vec![advertise.to_string()]);
+        plan.check_ports().await?;
         match self.found(&plan, settings).await {
             Ok(member) => active.member = Some(member),
             Err(error) => {
@@ -408,6 +389,7 @@ impl Node {
         let remotes = with_ports(&request.remotes)?;
         let (listen, advertise) = (&request.listen_addr, &request.advertise_addr);
         let addresses = address::read(listen, advertise, &request.data_path_addr)?;
+        check_joined_ports(&join::udp_ports(&token, &remotes).await?).await?;
         let key = NodeKey::generate().map_err(|error| internal(&error.into()))?;
         let issued =
             join::issue(&token, &remotes, &key, request.availability, &self.config.hostname)

@@ -62,6 +62,10 @@ impl SwarmDir {
         self.0.join("tasks.db")
     }
 
+    pub(crate) fn network_keys(&self) -> PathBuf {
+        self.0.join("network-keys")
+    }
+
     fn settings(&self) -> PathBuf {
         self.0.join("node.json")
     }

@@ -87,10 +87,7 @@ fn mtu(view: &Snapshot, network: &Network) -> u32 {
     let is_v6 = view
         .nodes()
         .any(|node| node.description.data_path.address.is_some_and(|address| address.is_ipv6()));
-    let overhead = match is_v6 {
-        true => limits::VXLAN_OVERHEAD_V6,
-        false => limits::VXLAN_OVERHEAD_V4,
-    };
+    let overhead = network.spec.overhead(if is_v6 { Family::V6 } else { Family::V4 });
     known.min().unwrap_or(MTU_DEFAULT).saturating_sub(overhead)
 }
 

@@ -214,7 +214,10 @@ fn dynamic_port(
     let next = next.unwrap_or(min).clamp(min, max);
     let free = |number: &u16| {
         let rests = view.rests(Resting::Port(protocol, *number), now);
+        let own = protocol == PortProtocol::Udp
+            && cluster.is_some_and(|cluster| cluster.owner_of_udp_port(*number).is_some());
         free_here(*number)
+            && !own
             && view.mesh_port(protocol, *number).is_none()
             && view.asking_for_port(protocol, *number).next().is_none()
             && !rests

@@ -27,6 +27,13 @@ fn id<T: From<Id>>(number: u128) -> T {
     T::from(Id::from_u128(number).unwrap())
 }
 
+/// Of IPv4, with a subnet of its own when one is named.
+fn spec(number: u128, subnet: &str) -> NetworkSpec {
+    let pool = IpamPool { subnet: subnet.parse().ok(), ..IpamPool::default() };
+    let ipam = if subnet.is_empty() { Vec::new() } else { vec![pool] };
+    NetworkSpec { name: format!("net{number}"), ipv4: true, ipam, ..NetworkSpec::default() }
+}
+
 impl World {
     fn new() -> Self {
         let fixture = fixture("now 12:00:00\nnode a ready\nnode b ready\nservice base replicas=1");
@@ -76,13 +83,13 @@ impl World {
     }
 
     fn network(&mut self, number: u128, subnet: &str) -> NetworkId {
+        self.try_network(number, spec(number, subnet)).unwrap()
+    }
+
+    fn try_network(&mut self, number: u128, spec: NetworkSpec) -> Result<NetworkId, Refusal> {
         let network = id(1_000 + number);
-        let pool = IpamPool { subnet: subnet.parse().ok(), ..IpamPool::default() };
-        let ipam = if subnet.is_empty() { Vec::new() } else { vec![pool] };
-        let name = format!("net{number}");
-        let spec = NetworkSpec { name, ipv4: true, ipam, ..NetworkSpec::default() };
-        self.apply(Author::Api, Change::CreateNetwork { id: network, spec: Arc::new(spec) });
-        network
+        let change = Change::CreateNetwork { id: network, spec: Arc::new(spec) };
+        self.try_apply(Author::Api, change).map(|()| network)
     }
 
     fn service(&mut self, number: u128, networks: &[NetworkId], ports: Vec<PortSpec>) -> ServiceId {
@@ -189,19 +196,16 @@ impl World {
 }
 
 impl World {
+    /// A network of a subnet that others may have, too, or must not.
+    fn overlapping(&mut self, number: u128, subnet: &str, may: bool) -> Result<NetworkId, Refusal> {
+        let option = (NetworkSpec::OVERLAP.to_owned(), may.to_string());
+        self.try_network(number, NetworkSpec { options: [option].into(), ..spec(number, subnet) })
+    }
+
     /// A network that running containers may be connected to.
     fn attachable(&mut self, number: u128, subnet: &str) -> NetworkId {
-        let network = id(1_000 + number);
-        let pool = IpamPool { subnet: subnet.parse().ok(), ..IpamPool::default() };
-        let spec = NetworkSpec {
-            name: format!("net{number}"),
-            ipv4: true,
-            attachable: true,
-            ipam: if subnet.is_empty() { Vec::new() } else { vec![pool] },
-            ..NetworkSpec::default()
-        };
-        self.apply(Author::Api, Change::CreateNetwork { id: network, spec: Arc::new(spec) });
-        network
+        let spec = NetworkSpec { attachable: true, ..spec(number, subnet) };
+        self.try_network(number, spec).unwrap()
     }
 
     fn running(&mut self, service: ServiceId) -> TaskId {
@@ -233,6 +237,39 @@ impl World {
         }
         Err("it never became larger".into())
     }
+}
+
+#[test]
+fn a_packet_of_an_encrypted_network_fits_whichever_family_the_nodes_have() {
+    let mut world = World::new();
+    let describe = |world: &mut World, address: &str, mtu: u32| {
+        let mut description = world.view.node(node_id("a")).unwrap().description.clone();
+        description.data_path.address = address.parse().ok();
+        description.data_path.mtu = mtu;
+        let description = Box::new(description);
+        world.apply(Author::Dispatch, Change::DescribeNode { id: node_id("a"), description });
+    };
+    let mut number = 0;
+    let mut mtu = |world: &mut World, options: &[(&str, &str)]| {
+        number += 1;
+        let options = options.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let (name, network) = (format!("net{number}"), id(1_000 + number));
+        let spec = NetworkSpec { name, ipv4: true, options, ..NetworkSpec::default() };
+        world.apply(Author::Api, Change::CreateNetwork { id: network, spec: Arc::new(spec) });
+        world.view.network(network).unwrap().mtu
+    };
+    let encrypted = [("encrypted", "")];
+    for (address, underlay, plain, inside) in [
+        ("192.0.2.1", 0, 1_450, 1_370),
+        ("192.0.2.1", 1_460, 1_410, 1_330),
+        ("2001:db8::1", 9_001, 8_931, 8_871),
+    ] {
+        describe(&mut world, address, underlay);
+        let given = (mtu(&mut world, &[]), mtu(&mut world, &encrypted));
+        assert_eq!(given, (plain, inside), "{address} {underlay}");
+        assert_eq!(mtu(&mut world, &[("encrypted", "false")]), plain);
+    }
+    assert_eq!(mtu(&mut world, &[encrypted[0], (NetworkSpec::MTU, "1300")]), 1_300);
 }
 
 #[test]
@@ -544,4 +581,44 @@ proptest! {
         world.pass(Millis(0));
         prop_assert!(world.view == before, "deciding again changed something");
     }
+}
+
+#[test]
+fn networks_have_the_same_subnet_when_both_were_made_so_and_no_task_is_on_both() {
+    let mut world = World::new();
+    let red = world.overlapping(1, "10.77.0.0/24", true).unwrap();
+    let blue = world.overlapping(2, "10.77.0.0/16", true).unwrap();
+    let nets = |network: NetworkId, world: &World| {
+        let subnets = &world.view.network(network).unwrap().subnets;
+        subnets.iter().map(|subnet| subnet.net.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(nets(red, &world), ["10.77.0.0/24"]);
+    assert_eq!(nets(blue, &world), ["10.77.0.0/16"]);
+    // Both must have been made so.
+    let refused = world.overlapping(3, "10.77.1.0/24", false).unwrap_err().to_string();
+    assert!(refused.contains("overlaps with subnet 10.77.0.0/16 of network net2"), "{refused}");
+    // What is chosen for one of them meets nobody.
+    let free = world.overlapping(4, "", true).unwrap();
+    let chosen = nets(free, &world);
+    assert!(!chosen.is_empty() && !chosen[0].starts_with("10.77."), "{chosen:?}");
+    let services = [red, blue].map(|network| {
+        let service = world.service(network.0.as_u128() - 1_000, &[network], Vec::new());
+        world.start(service, 1)
+    });
+    assert_eq!(world.address(services[0], red), world.address(services[1], blue));
+
+    let base = world.view.services().find(|service| service.spec.name == "base").unwrap();
+    let mut spec: ServiceSpec = (*base.spec).clone();
+    spec.name = "both".into();
+    let on = |network: NetworkId| NetworkAttachment {
+        target: network.to_string(),
+        ..NetworkAttachment::default()
+    };
+    spec.task.networks = vec![on(red), on(blue)];
+    let change = Change::CreateService { id: id(3_000), spec: Arc::new(spec.clone()) };
+    let refused = world.try_apply(Author::Api, change).unwrap_err().to_string();
+    assert!(refused.contains("net2 and net1 have overlapping subnets"), "{refused}");
+    spec.task.networks = vec![on(red), on(free)];
+    let change = Change::CreateService { id: id(3_000), spec: Arc::new(spec) };
+    world.try_apply(Author::Api, change).unwrap();
 }

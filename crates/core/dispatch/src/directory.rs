@@ -30,8 +30,12 @@ pub struct Directory {
     services: BTreeMap<ServiceId, BTreeSet<NetworkId>>,
     tasks: BTreeMap<TaskId, Vec<NetworkId>>,
     memberships: BTreeMap<NodeId, BTreeSet<NetworkId>>,
+    /// Of the nodes that have one: endpoints of their tasks are told with it.
+    numbers: BTreeMap<NodeId, u32>,
     /// Nodes whose silence counts: their tasks get no new connections while others can.
     suspected: BTreeSet<NodeId>,
+    /// Of the keys that nodes should have: part of what each is told of itself.
+    generation: u32,
     /// Networks that changed since they were last asked for.
     touched: BTreeSet<NetworkId>,
     /// The same of nodes: what they are, or what they take part in.
@@ -53,6 +57,7 @@ impl Directory {
         let suspected = std::mem::take(&mut self.suspected);
         *self = Self { index: view.index(), sequence: self.sequence, ..Self::default() };
         self.suspected = suspected;
+        self.generation = generation(view);
         for network in view.networks() {
             self.refresh_network(view, network.id);
         }
@@ -75,7 +80,7 @@ impl Directory {
             Event::Service(id) => self.refresh_service(view, *id),
             Event::Node(id) => self.refresh_node(view, *id),
             Event::Task { task, .. } => self.refresh_task(view, *task),
-            Event::Cluster => {}
+            Event::Cluster => self.refresh_cluster(view),
         }
     }
 
@@ -210,6 +215,13 @@ impl Directory {
         }
     }
 
+    fn refresh_cluster(&mut self, view: &Snapshot) {
+        let generation = generation(view);
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.touched_nodes.extend(view.nodes().map(|node| node.id));
+        }
+    }
+
     fn leave_all(&mut self, network: NetworkId) -> Vec<NodeId> {
         let mut left = Vec::new();
         for (node, networks) in &mut self.memberships {
@@ -240,6 +252,22 @@ impl Directory {
         if !is_there {
             self.suspected.remove(&id);
         }
+        self.renumber(view, id);
+    }
+
+    /// Endpoints lead to the number of their node: with another one, or none, they are told again.
+    fn renumber(&mut self, view: &Snapshot, id: NodeId) {
+        let number = view.node(id).map_or(0, |node| node.number);
+        let before = match number {
+            0 => self.numbers.remove(&id),
+            number => self.numbers.insert(id, number),
+        };
+        if before.unwrap_or_default() == number {
+            return;
+        }
+        let tasks = view.tasks_on_node(id).map(|task| task.id);
+        let known: Vec<TaskId> = tasks.filter(|task| self.tasks.contains_key(task)).collect();
+        known.into_iter().for_each(|task| self.refresh_task(view, task));
     }
 
     fn mtu_of(&self, network: NetworkId) -> u32 {
@@ -338,6 +366,10 @@ impl Directory {
             self.leave(network, node);
         }
     }
+}
+
+fn generation(view: &Snapshot) -> u32 {
+    view.cluster().map_or(0, |cluster| cluster.network_key_generation)
 }
 
 /// The result of a change in a journal: whether there was one.

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use state::Snapshot;
 use types::{
     BadPath, Condition, ConditionCode, Network, NetworkCheck, NetworkId, NodeId, NodeState,
-    PathCheck, PathTrouble, limits,
+    PathCheck, PathTrouble, TunnelCheck, encryption_port, limits,
 };
 
 /// What became of the question to one node.
@@ -67,12 +67,12 @@ pub fn judge_paths(
         let verdict = |problem: String| PathVerdict { node, peer: None, found: None, problem };
         all.extend(own.into_iter().map(verdict));
         let Some(Ok(check)) = answers.get(&node) else { continue };
-        let found: BTreeMap<NodeId, PathCheck> =
-            check.paths.iter().map(|path| (path.node, *path)).collect();
+        let found: BTreeMap<NodeId, &PathCheck> =
+            check.paths.iter().map(|path| (path.node, path)).collect();
         for peer in members.iter().copied().filter(|peer| *peer != node) {
             let found = found.get(&peer).copied();
             let problem = judge.path(node, peer, found);
-            all.push(PathVerdict { node, peer: Some(peer), found, problem });
+            all.push(PathVerdict { node, peer: Some(peer), found: found.cloned(), problem });
         }
     }
     all
@@ -84,7 +84,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn path(&self, node: NodeId, peer: NodeId, found: Option<PathCheck>) -> String {
+    fn path(&self, node: NodeId, peer: NodeId, found: Option<&PathCheck>) -> String {
         if !self.answers.contains_key(&peer) {
             return format!("node {} is down", self.name(peer));
         }
@@ -94,6 +94,11 @@ impl Judge<'_> {
                 Some(_) => "it is missing among the peers; it is told within seconds".to_owned(),
             };
         };
+        if let Some(tunnel) = &found.tunnel
+            && let Some(problem) = self.tunnel(node, peer, found, tunnel)
+        {
+            return problem;
+        }
         if found.answered == 0 {
             return self.silence(node, peer);
         }
@@ -109,6 +114,67 @@ impl Judge<'_> {
             percent if percent >= LOSS_PERCENT_MIN => format!("{percent} % of packets are lost"),
             _ => String::new(),
         }
+    }
+
+    /// What the tunnel says of an encrypted path; `None`: nothing is wrong with it.
+    fn tunnel(
+        &self,
+        node: NodeId,
+        peer: NodeId,
+        found: &PathCheck,
+        tunnel: &TunnelCheck,
+    ) -> Option<String> {
+        // The size of packets is told with what helps.
+        if found.answered > 0 && found.passes < found.wanted {
+            return None;
+        }
+        if !tunnel.trouble.is_empty() {
+            return Some(tunnel.trouble.clone());
+        }
+        if found.answered > 0 {
+            return None;
+        }
+        let (own, other) = (self.name(node), self.name(peer));
+        let keys = |of: NodeId| self.view.node(of)?.description.data_path.encryption.as_ref();
+        for (of, name) in [(node, &own), (peer, &other)] {
+            if keys(of).is_none_or(|said| said.keys.is_empty()) {
+                return Some(format!("no handshake: {name} has not said a key yet"));
+            }
+        }
+        let Some(age) = tunnel.handshake_age else {
+            for (at, name, from) in [(peer, &other, &own), (node, &own, &other)] {
+                if self.drops_between(at, node, peer, &WRONG_KEY_DROPS) {
+                    return Some(format!(
+                        "wrong key: {name} drops what {from} sends, because it is not encrypted \
+                         with the key that the managers know of it; restart the daemon of {from}"
+                    ));
+                }
+            }
+            let ports = self.view.cluster().map(|cluster| cluster.encryption_ports);
+            let ports = ports.unwrap_or(limits::ENCRYPTION_PORTS_DEFAULT);
+            let port = encryption_port(ports, tunnel.generation);
+            let (own, other) = (self.address(node), self.address(peer));
+            return Some(format!(
+                "no handshake: UDP port {port} is blocked between {own} and {other}, one way or \
+                 both"
+            ));
+        };
+        Some(format!(
+            "no answer through the tunnel, though its last handshake is {} s old: see what {other} \
+             says of its own part",
+            age.0 / 1_000
+        ))
+    }
+
+    /// Whether one of the two dropped packets of the other for one of these causes.
+    fn drops_between(&self, at: NodeId, node: NodeId, peer: NodeId, causes: &[&str]) -> bool {
+        let other = if at == node { peer } else { node };
+        let Some(Ok(check)) = self.answers.get(&at) else { return false };
+        let of = |path: &&PathCheck| path.node == other;
+        let tunnel = check.paths.iter().find(of).and_then(|path| path.tunnel.as_ref());
+        tunnel.is_some_and(|tunnel| {
+            causes.iter().any(|cause| tunnel.drops.get(*cause).is_some_and(|count| *count > 0))
+        })
     }
 
     /// Nothing came back: the other side may have seen what became of it.
@@ -212,6 +278,9 @@ pub(crate) fn trouble_words(trouble: PathTrouble) -> String {
 pub fn is_down(view: &Snapshot, node: NodeId) -> bool {
     view.node(node).is_none_or(|node| node.status.state == NodeState::Down)
 }
+
+/// Causes of drops that say that the other side has another key than it said.
+const WRONG_KEY_DROPS: [&str; 2] = ["wrong-key", "unknown-peer"];
 
 /// Of a hundred: fewer are chance, or a node that was busy.
 const LOSS_PERCENT_MIN: u32 = 3;

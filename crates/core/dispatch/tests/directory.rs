@@ -11,9 +11,10 @@ use dispatch::{Directory, Heard};
 use state::{Author, Change, ChangeSet, Event, Snapshot, Stamp};
 use testkit::{fixture, node_id, service_id};
 use types::{
-    Attachment, Connection, DirectoryUpdate, Endpoint, EndpointPart, NetworkAttachment, NetworkId,
-    NetworkPart, NetworkSpec, NodeId, OwnPart, PeerPart, ServiceId, ServicePart, Subnet, TaskId,
-    TaskNetwork, TaskState, TaskStatus, VirtualAddress,
+    Attachment, Connection, DataPath, DirectoryUpdate, Endpoint, EndpointPart, NetworkAttachment,
+    NetworkId, NetworkKey, NetworkPart, NetworkSpec, NodeEncryption, NodeId, OwnPart,
+    PeerEncryption, PeerPart, ServiceId, ServicePart, Subnet, TaskId, TaskNetwork, TaskState,
+    TaskStatus, VirtualAddress,
 };
 
 const NODES: [&str; 4] = ["a", "b", "c", "d"];
@@ -103,10 +104,22 @@ impl World {
     }
 
     fn make_network(&mut self, number: u8, ingress: bool) -> NetworkId {
+        self.make_network_with(number, ingress, &[])
+    }
+
+    fn make_network_with(&mut self, number: u8, ingress: bool, options: &[&str]) -> NetworkId {
         let network: NetworkId = id(1_000 + u128::from(number));
         let name = format!("net{number}");
         let attachable = !ingress;
-        let spec = NetworkSpec { name, ingress, attachable, ipv4: true, ..NetworkSpec::default() };
+        let options = options.iter().map(|key| ((*key).to_owned(), String::new())).collect();
+        let spec = NetworkSpec {
+            name,
+            ingress,
+            attachable,
+            ipv4: true,
+            options,
+            ..NetworkSpec::default()
+        };
         let spec = Arc::new(spec);
         self.apply(Author::Api, Change::CreateNetwork { id: network, spec });
         let net = format!("10.{number}.0.0/16").parse().unwrap();
@@ -173,6 +186,20 @@ impl World {
         task
     }
 
+    fn describe(&mut self, name: &str, change: impl FnOnce(&mut DataPath)) {
+        let id = node_id(name);
+        let mut description = self.view.node(id).unwrap().description.clone();
+        change(&mut description.data_path);
+        let description = Box::new(description);
+        self.apply(Author::Dispatch, Change::DescribeNode { id, description });
+    }
+
+    fn say_keys(&mut self, name: &str, keys: &[(u32, u8)], sends_with: u32) {
+        let keys = keys.iter().map(|(of, byte)| (*of, NetworkKey([*byte; 32]))).collect();
+        let said = NodeEncryption { keys, sends_with, ..NodeEncryption::default() };
+        self.describe(name, |path| path.encryption = Some(said));
+    }
+
     fn report(&mut self, task: TaskId, state: TaskState) {
         let status = TaskStatus { state, ..TaskStatus::default() };
         self.apply(Author::Dispatch, Change::ReportTasks(vec![(task, status)]));
@@ -192,6 +219,12 @@ impl World {
             fresh.take(full);
             assert_eq!(*known, fresh, "node {node}");
         }
+    }
+
+    /// Nobody is told anything at a node that is gone.
+    fn remove_node(&mut self, name: &str) {
+        self.apply(Author::Api, Change::RemoveNode(node_id(name)));
+        self.sessions.remove(&node_id(name));
     }
 
     fn knows(&self, node: &str) -> &Known {
@@ -239,6 +272,126 @@ fn every_node_takes_part_in_the_ingress_network() {
         assert_eq!(world.knows(node).peers.len(), NODES.len() - 1, "{node}");
         assert!(world.knows(node).networks[&ingress].ingress);
     }
+}
+
+#[test]
+fn keys_are_told_on_encrypted_networks_only_and_go_with_their_node() {
+    let mut world = World::new();
+    let plain = world.make_network(1, false);
+    let secret = world.make_network_with(2, false, &["encrypted"]);
+    world.attach("web", plain);
+    world.attach("db", secret);
+    for (seed, (service, node)) in
+        [("web", "a"), ("web", "b"), ("db", "a"), ("db", "b"), ("web", "c")].into_iter().enumerate()
+    {
+        world.start(service, node, seed as u128 + 1);
+    }
+    world.tell();
+    assert!(world.knows("a").networks[&secret].encrypted);
+    assert!(!world.knows("a").networks[&plain].encrypted);
+    let key_of = |world: &World, node: &str, network, peer: &str| {
+        world.knows(node).peers.get(&(network, node_id(peer))).map(|part| part.encryption.clone())
+    };
+    assert_eq!(key_of(&world, "a", secret, "b"), Some(None), "not said yet");
+    world.say_keys("b", &[(1, 7)], 1);
+    world.say_keys("c", &[(1, 8)], 1);
+    world.tell();
+    let said = |keys: &[(u32, u8)], sends_with| PeerEncryption {
+        keys: keys.iter().map(|(of, byte)| (*of, NetworkKey([*byte; 32]))).collect(),
+        sends_with,
+    };
+    assert_eq!(key_of(&world, "a", secret, "b"), Some(Some(said(&[(1, 7)], 1))));
+    assert_eq!(key_of(&world, "a", plain, "b"), Some(None), "of no use there");
+    assert_eq!(key_of(&world, "a", plain, "c"), Some(None));
+    assert_eq!(key_of(&world, "a", secret, "c"), None, "it is not on that network");
+    assert_eq!(key_of(&world, "c", plain, "b"), Some(None));
+
+    // Everybody is told that new keys are wanted, and each key as soon as it is said.
+    world.apply(Author::Api, Change::RotateNetworkKey { expect: 1 });
+    world.tell();
+    for node in NODES {
+        assert_eq!(world.knows(node).own.as_ref().unwrap().encryption.generation, 2, "{node}");
+    }
+    world.say_keys("b", &[(1, 7), (2, 9)], 1);
+    world.tell();
+    assert_eq!(key_of(&world, "a", secret, "b"), Some(Some(said(&[(1, 7), (2, 9)], 1))));
+
+    // The next update takes a removed node's keys away, though its task is still known.
+    world.apply(Author::Api, Change::RemoveNode(node_id("b")));
+    let (view, (heard, known)) = (&world.view, world.sessions.get_mut(&node_id("a")).unwrap());
+    known.take(world.directory.update(view, node_id("a"), heard).unwrap());
+    assert_eq!(key_of(&world, "a", secret, "b"), None);
+}
+
+#[test]
+fn endpoints_of_a_removed_node_are_told_again_and_serve_nobody() {
+    for suspected in [false, true] {
+        let mut world = World::new();
+        let networks = [world.make_network(1, true), world.make_network(2, false)];
+        world.attach("web", networks[1]);
+        let tasks = [("a", 1), ("b", 2)].map(|(node, seed)| {
+            let task = world.start("web", node, seed);
+            world.report(task, TaskState::Running);
+            task
+        });
+        let view = world.view.clone();
+        world.directory.suspect(&view, node_id("b"), suspected);
+        world.tell();
+        let number = view.node(node_id("b")).unwrap().number;
+        assert_eq!(world.knows("a").endpoints[&(networks[1], tasks[1])].number, number);
+        world.remove_node("b");
+        world.tell();
+        let known = world.knows("a");
+        let part = &known.endpoints[&(networks[1], tasks[1])];
+        assert_eq!((part.number, part.serving), (0, false), "suspected: {suspected}");
+        assert!(known.endpoints[&(networks[1], tasks[0])].serving);
+        assert!(!known.peers.keys().any(|(_, node)| *node == node_id("b")));
+    }
+}
+
+#[test]
+fn an_encrypted_network_leaves_room_for_the_tunnel_at_each_peer() {
+    let mut world = World::new();
+    let secret = world.make_network_with(1, false, &["encrypted"]);
+    world.attach("web", secret);
+    world.start("web", "a", 1);
+    world.start("web", "b", 2);
+    for (address, mtu, want) in
+        [("192.0.2.1", 1_580, 0), ("192.0.2.1", 1_500, 1_370), ("fd00::1", 1_500, 1_370)]
+    {
+        world.describe("b", |path| {
+            path.address = address.parse().ok();
+            path.mtu = mtu;
+        });
+        world.tell();
+        assert_eq!(world.knows("a").peers[&(secret, node_id("b"))].mtu, want, "{address} {mtu}");
+    }
+}
+
+#[test]
+fn a_node_behind_a_translator_keeps_its_tunnels_open() {
+    let mut world = World::new();
+    world.make_network(1, true);
+    let mut keepalive = |said: &str, seen: &str, routes: &[&str]| {
+        world.describe("a", |path| {
+            path.address = said.parse().ok();
+            path.routes = routes.iter().map(|net| net.parse().unwrap()).collect();
+        });
+        let id = node_id("a");
+        let mut status = world.view.node(id).unwrap().status.clone();
+        status.address = seen.to_owned();
+        world.apply(Author::Dispatch, Change::SetNodeStatus { id, status });
+        world.tell();
+        world.knows("a").own.as_ref().unwrap().encryption.keepalive
+    };
+    assert!(!keepalive("192.0.2.1", "192.0.2.1", &["192.0.2.0/24"]));
+    assert!(!keepalive("192.0.2.1", "::ffff:192.0.2.1", &[]));
+    assert!(keepalive("10.0.0.5", "203.0.113.7", &["10.0.0.0/24"]));
+    let both = ["10.0.0.0/24", "192.0.2.0/24"];
+    assert!(!keepalive("10.0.0.5", "192.0.2.1", &both), "it has a network for its data path");
+    assert!(!keepalive("10.0.0.5", "127.0.0.1", &[]), "a manager to itself");
+    assert!(!keepalive("10.0.0.5", "2001:db8::1", &[]), "it has addresses of both families");
+    assert!(!keepalive("", "192.0.2.1", &[]), "it has not said one");
 }
 
 #[test]
@@ -295,16 +448,32 @@ fn a_connected_task_is_known_by_its_names_and_no_services() {
 fn increments_lead_to_what_a_full_update_says() {
     for seed in 1..=40 {
         let (mut world, mut random) = (World::new(), IdSource::new(seed));
-        let networks: Vec<NetworkId> =
-            (1..=3).map(|number| world.make_network(number, number == 1)).collect();
+        let of = |number: u8| if number == 3 { vec!["encrypted"] } else { Vec::new() };
+        let networks: Vec<NetworkId> = (1..=3)
+            .map(|number| world.make_network_with(number, number == 1, &of(number)))
+            .collect();
         let mut tasks: Vec<TaskId> = Vec::new();
         world.attach("web", networks[1]);
         for step in 0..60_u128 {
-            let pick = random.below(NODES.len() as u64);
-            let node = NODES[usize::try_from(pick).unwrap()];
+            let there: Vec<&str> = NODES
+                .into_iter()
+                .filter(|name| world.sessions.contains_key(&node_id(name)))
+                .collect();
+            let pick = random.below(there.len() as u64);
+            let node = there[usize::try_from(pick).unwrap()];
             let task = (!tasks.is_empty())
                 .then(|| tasks[usize::try_from(random.below(tasks.len() as u64)).unwrap()]);
-            match (random.below(8), task) {
+            let generation = world.view.cluster().unwrap().network_key_generation;
+            match (random.below(11), task) {
+                (10, _) if there.len() > 2 && random.below(8) == 0 => world.remove_node(node),
+                (8, _) => {
+                    let byte =
+                        1 + u8::try_from(pick).unwrap() + 8 * u8::try_from(step / 4).unwrap();
+                    world.say_keys(node, &[(generation, byte)], generation);
+                }
+                (9, _) if random.below(3) == 0 => {
+                    world.apply(Author::Api, Change::RotateNetworkKey { expect: generation });
+                }
                 (0, _) if step == 20 => world.attach("db", networks[2]),
                 (0..=2, _) | (_, None) => {
                     let service = if random.below(2) == 0 { "web" } else { "db" };
@@ -334,9 +503,8 @@ fn increments_lead_to_what_a_full_update_says() {
         silent.iter().for_each(|node| anew.suspect(&world.view, *node, true));
         world.directory = anew;
         world.sessions.values_mut().for_each(|(heard, _)| *heard = Heard::default());
-        for node in NODES {
-            let (heard, known) = world.sessions.get_mut(&node_id(node)).unwrap();
-            let full = world.directory.update(&world.view, node_id(node), heard).unwrap();
+        for (node, (heard, known)) in &mut world.sessions {
+            let full = world.directory.update(&world.view, *node, heard).unwrap();
             let mut fresh = Known::default();
             fresh.take(full);
             assert_eq!(*known, fresh, "seed {seed}, node {node}: derived anew");

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use base::Id;
+use base::{Id, Millis};
 use dispatch::{Answer, judge_paths, path_condition, paths_on};
 use state::{Author, Change, Snapshot};
 use testkit::{apply, fixture, node_id};
+use types::limits::ENCRYPTION_PORTS_DEFAULT;
 use types::{
-    BadPath, ConditionCode, NetworkCheck, NetworkId, NetworkSpec, NodeId, PathCheck, PathTrouble,
-    Subnet,
+    BadPath, ConditionCode, NetworkCheck, NetworkId, NetworkKey, NetworkSpec, NodeEncryption,
+    NodeId, PathCheck, PathTrouble, Subnet, TunnelCheck, encryption_port,
 };
 
 const NETWORK: NetworkId = NetworkId(Id::from_u128(77).unwrap());
@@ -49,6 +50,7 @@ fn good(peer: &str) -> PathCheck {
         round_trip_us: 90,
         wanted: 1_450,
         passes: 1_450,
+        tunnel: None,
     }
 }
 
@@ -120,6 +122,65 @@ fn each_kind_of_trouble_has_its_words() {
              both",
         ]
     );
+}
+
+#[test]
+fn a_tunnel_without_answers_is_named_with_what_is_known_of_it() {
+    let mut view = view();
+    for name in ["a", "b"] {
+        say_keys(&mut view, name);
+    }
+    let silent = |peer: &str, tunnel: TunnelCheck| PathCheck {
+        answered: 0,
+        passes: 0,
+        tunnel: Some(tunnel),
+        ..good(peer)
+    };
+    let none = TunnelCheck { generation: 1, ..TunnelCheck::default() };
+    let mut all = answers();
+    *path_to(&mut all, "a", "b") = silent("b", none.clone());
+    *path_to(&mut all, "b", "a") = silent("a", none.clone());
+    *path_to(&mut all, "a", "c") = silent("c", none.clone());
+    let port = encryption_port(ENCRYPTION_PORTS_DEFAULT, 1);
+    assert_eq!(
+        wrong(&view, &all),
+        [
+            format!(
+                "a>b: no handshake: UDP port {port} is blocked between 192.0.2.1 and 192.0.2.2, \
+                 one way or both"
+            ),
+            "a>c: no handshake: c has not said a key yet".to_owned(),
+            format!(
+                "b>a: no handshake: UDP port {port} is blocked between 192.0.2.2 and 192.0.2.1, \
+                 one way or both"
+            ),
+        ]
+    );
+    // The other side says what became of it.
+    let drops = BTreeMap::from([("wrong-key".to_owned(), 3)]);
+    *path_to(&mut all, "b", "a") = silent("a", TunnelCheck { drops, ..none.clone() });
+    let told = wrong(&view, &all);
+    assert!(told[0].starts_with("a>b: wrong key: b drops what a sends"), "{told:?}");
+    assert!(told[2].starts_with("b>a: wrong key: b drops what a sends"), "{told:?}");
+    let old = TunnelCheck { handshake_age: Some(Millis(61_500)), ..none.clone() };
+    *path_to(&mut all, "a", "b") = silent("b", old);
+    let told = wrong(&view, &all);
+    assert!(told[0].contains("though its last handshake is 61 s old"), "{told:?}");
+    // What the node itself knows comes first, also where packets pass.
+    let trouble = TunnelCheck { trouble: "the device is down".into(), ..none };
+    *path_to(&mut all, "a", "b") = PathCheck { tunnel: Some(trouble), ..good("b") };
+    assert_eq!(wrong(&view, &all)[0], "a>b: the device is down");
+    path_to(&mut all, "a", "b").passes = 1_300;
+    assert!(wrong(&view, &all)[0].starts_with("a>b: wrong MTU: packets over 1300 bytes"));
+}
+
+fn say_keys(view: &mut Snapshot, name: &str) {
+    let node = view.node(node_id(name)).unwrap();
+    let (id, mut description) = (node.id, node.description.clone());
+    let keys = [(1, NetworkKey([name.as_bytes()[0]; 32]))].into();
+    description.data_path.encryption = Some(NodeEncryption { keys, ..NodeEncryption::default() });
+    let description = Box::new(description);
+    apply(view, Author::Dispatch, Change::DescribeNode { id, description });
 }
 
 #[test]

@@ -53,6 +53,10 @@ pub enum Step<B> {
 pub fn rearrange<B: Ord + Clone>(slots: &mut Vec<B>, backends: &BTreeSet<B>) -> Vec<Step<B>> {
     let before = std::mem::take(slots);
     let class = class_of(backends.len()) as usize;
+    if before.is_empty() && class == backends.len() {
+        slots.extend(backends.iter().cloned());
+        return slots.iter().cloned().enumerate().map(|(slot, b)| Step::Set(slot, b)).collect();
+    }
     let mut load: BTreeMap<&B, usize> =
         backends.iter().take(class).map(|backend| (backend, 0)).collect();
     let mut now: Vec<Option<&B>> = vec![None; class];

@@ -4,6 +4,7 @@
 //! Does not know: what is made of them.
 //! Invariant: a full update leaves exactly its own parts.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{
@@ -88,14 +89,14 @@ impl Table {
 }
 
 /// A full update as an increment: with the removal of all that it does not name.
-pub(crate) fn as_increment(
+pub(crate) fn as_increment<'a>(
     tables: &BTreeMap<NetworkId, &Table>,
-    update: &DirectoryUpdate,
-) -> DirectoryUpdate {
-    let mut all = update.clone();
-    if !update.full {
-        return all;
+    update: &'a DirectoryUpdate,
+) -> Cow<'a, DirectoryUpdate> {
+    if !update.full || tables.is_empty() {
+        return Cow::Borrowed(update);
     }
+    let mut all = DirectoryUpdate::default();
     let networks: BTreeSet<NetworkId> = update.networks.iter().map(|part| part.id).collect();
     let peers: BTreeSet<(NetworkId, NodeId)> =
         update.peers.iter().map(|part| (part.network, part.node)).collect();
@@ -115,5 +116,13 @@ pub(crate) fn as_increment(
         let gone = table.endpoints.keys().map(|task| (*id, *task));
         all.removed_endpoints.extend(gone.filter(|key| !endpoints.contains(key)));
     }
-    all
+    if all.is_empty() {
+        return Cow::Borrowed(update);
+    }
+    let mut whole = update.clone();
+    whole.removed_networks.extend(all.removed_networks);
+    whole.removed_peers.extend(all.removed_peers);
+    whole.removed_services.extend(all.removed_services);
+    whole.removed_endpoints.extend(all.removed_endpoints);
+    Cow::Owned(whole)
 }

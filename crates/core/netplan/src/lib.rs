@@ -17,20 +17,26 @@ mod overlay;
 pub mod paths;
 mod plan;
 mod ports;
+pub mod rotation;
 mod state;
 mod suspicion;
+mod tunnel;
 
 pub use balance::{CLASSES, Step, class_of, rearrange};
+pub use keys::Bytes;
 pub use local::{Bridge, Surroundings, choose_subnets};
 pub use mesh::{MeshLinks, RETURN_TABLE};
 pub use numbers::{
     GATEWAY_HARDWARE, HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP,
-    link_v4, link_v6, mark_of, node_hardware, number_of, task_hardware,
+    link_v4, link_v6, mark_of, node_hardware, number_of, task_hardware, tunnel_v4,
 };
 pub use overlay::MAIN as MAIN_TABLE;
 pub use plan::{AskedBy, HostPortPlan, LocalContainer, LocalLink, Planner, Scope};
-pub use state::{Changes, Edit, Elements, Hardware, RouteKey, RouteTo, Surplus, Value, Wanted};
+pub use state::{
+    Changes, Edit, Elements, Hardware, LinkName, RouteKey, RouteTo, Surplus, Value, Wanted,
+};
 pub use suspicion::suspects;
+pub use tunnel::TunnelNode;
 
 /// Names of links inside our namespaces.
 pub mod link {
@@ -40,14 +46,33 @@ pub mod link {
     pub const UP: &str = "up";
     /// Every container's begins so.
     pub const TASK_PREFIX: &str = "t";
+    /// Of the tunnel's namespace; generations of keys take turns.
+    pub const TUNNELS: [&str; 2] = ["wg0", "wg1"];
+
+    #[must_use]
+    pub const fn tunnel(generation: u32) -> &'static str {
+        TUNNELS[(generation % 2) as usize]
+    }
 }
 
 /// Names of sets and maps, in the tables that the shell makes.
 pub mod set {
+    /// The size class of each virtual address; where each class leads, and each slot.
     pub const VIP4: &str = "svc4";
     pub const VIP6: &str = "svc6";
+    /// The backend of a virtual address in each of its slots, where there are more.
     pub const BACKEND4: &str = "be4";
     pub const BACKEND6: &str = "be6";
+    pub const CLASS: &str = "class";
+    pub const SLOT: &str = "slot";
+    /// Up to so many backends of a virtual address stand in blocks, each of them with several. In
+    /// the kernel an entry takes little more memory for a block than for one address.
+    pub const SLOTS_IN_BLOCKS: usize = 20;
+    pub const PER_BLOCK4: usize = 5;
+    pub const PER_BLOCK6: usize = 2;
+    pub const BLOCKS4: [&str; SLOTS_IN_BLOCKS / PER_BLOCK4] = ["be4b0", "be4b1", "be4b2", "be4b3"];
+    pub const BLOCKS6: [&str; SLOTS_IN_BLOCKS / PER_BLOCK6] =
+        ["be6b0", "be6b1", "be6b2", "be6b3", "be6b4", "be6b5", "be6b6", "be6b7", "be6b8", "be6b9"];
     /// Pairs of one and the same local address: a connection of a task to itself.
     pub const SELF4: &str = "hp4";
     pub const SELF6: &str = "hp6";
@@ -93,6 +118,8 @@ pub mod set {
     pub const WITHIN: &str = "within";
     /// VXLAN network identifiers of ours, and who may send with each.
     pub const VNIS: &str = "vnis";
+    /// Those of them that the host neither takes nor sends: they are encrypted.
+    pub const SEALED: &str = "sealed";
     pub const MEMBERS4: &str = "members4";
     pub const MEMBERS6: &str = "members6";
 }

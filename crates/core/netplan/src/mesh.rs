@@ -14,7 +14,7 @@ use types::{
 };
 
 use crate::directory::Table;
-use crate::keys::Key;
+use crate::keys::{Bytes, Key};
 use crate::numbers::{HOST_HARDWARE, MESH_HARDWARE, RETURN_HARDWARE, RETURN_HOP};
 use crate::overlay::{Fabric, Front, MAIN, addresses, host_net, serving};
 use crate::plan::{LocalContainer, LocalLink};
@@ -315,9 +315,14 @@ impl Mesh {
         self.lead(protocol, port, backends, changes);
     }
 
-    /// What containers must not reach.
-    pub(crate) fn guard(&mut self, managers: &BTreeSet<SocketAddr>, changes: &mut Changes) {
-        let (mut ports, mut v4, mut v6) = (Elements::new(), Elements::new(), Elements::new());
+    /// What containers must not reach: managers, and more `ports` of nodes.
+    pub(crate) fn guard(
+        &mut self,
+        managers: &BTreeSet<SocketAddr>,
+        mut ports: Elements,
+        changes: &mut Changes,
+    ) {
+        let (mut v4, mut v6) = (Elements::new(), Elements::new());
         for manager in managers {
             let port = Key::new().protocol(PortProtocol::Tcp).port(manager.port()).done();
             ports.insert(port, Value::Member);
@@ -511,17 +516,17 @@ fn up_net(address: IpAddr) -> IpNet {
     IpNet::new(address, prefix).unwrap_or_else(|_| host_net(address))
 }
 
-fn target_key((address, protocol, port): (IpAddr, PortProtocol, u16)) -> (&'static str, Vec<u8>) {
+fn target_key((address, protocol, port): (IpAddr, PortProtocol, u16)) -> (&'static str, Bytes) {
     let set = if address.is_ipv4() { set::LOCAL4 } else { set::LOCAL6 };
     (set, Key::new().address(address).protocol(protocol).port(port).done())
 }
 
-fn source_key(link: &str, address: IpAddr) -> (&'static str, Vec<u8>) {
+fn source_key(link: &str, address: IpAddr) -> (&'static str, Bytes) {
     let set = if address.is_ipv4() { set::SOURCE4 } else { set::SOURCE6 };
     (set, Key::new().link(link).address(address).done())
 }
 
-fn member_key(vni: u32, peer: IpAddr) -> (&'static str, Vec<u8>) {
+pub(crate) fn member_key(vni: u32, peer: IpAddr) -> (&'static str, Bytes) {
     let set = if peer.is_ipv4() { set::MEMBERS4 } else { set::MEMBERS6 };
     (set, Key::new().address(peer).vni(vni).done())
 }

@@ -5,7 +5,7 @@
 //! Invariant: the last four bytes of a node's hardware address are the mark of its connections, so
 //! that marks become addresses, and addresses marks, by copying.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
@@ -47,6 +47,13 @@ pub const fn link_v4(number: u32) -> Ipv4Addr {
     Ipv4Addr::new(240, a, b, c)
 }
 
+/// A node's address inside the tunnel of encrypted networks; its namespace holds no others.
+#[must_use]
+pub const fn tunnel_v4(number: u32) -> Ipv4Addr {
+    let [_, a, b, c] = number.to_be_bytes();
+    Ipv4Addr::new(10, a, b, c)
+}
+
 /// Of a container's own end of a link.
 #[must_use]
 pub fn task_hardware(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Hardware {
@@ -59,14 +66,6 @@ pub fn task_hardware(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Hardware {
         (None, None) => [0; 4],
     };
     [0x02, 0x42, tail[0], tail[1], tail[2], tail[3]]
-}
-
-/// An address as the kernel compares it.
-pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 /// What every mark of ours has in its upper byte.
@@ -108,5 +107,6 @@ mod tests {
         }
         assert_eq!(link_v6(0x0001_0203).to_string(), "fe80::53:0:1:203");
         assert_eq!(link_v4(7).to_string(), "240.0.0.7");
+        assert_eq!(tunnel_v4(0x0001_0203).to_string(), "10.1.2.3");
     }
 }

@@ -11,9 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use types::{EndpointMode, EndpointPart, NetworkPart, PeerPart, PortProtocol, ServiceId};
 
-use crate::balance::{Step, class_of, rearrange};
+use crate::balance::{CLASSES, Step, class_of, rearrange};
 use crate::directory::Table;
-use crate::keys::Key;
+use crate::keys::{Bytes, Key};
 use crate::numbers::{LINK_NET, link_v4, link_v6, node_hardware};
 use crate::state::{Changes, Edit, Hardware, RouteKey, RouteTo, Value, Wanted};
 use crate::{link, set};
@@ -30,13 +30,34 @@ pub(crate) enum Front {
 }
 
 impl Front {
-    /// Of the verdicts, and of the slots.
-    fn sets(self) -> (&'static str, &'static str) {
+    /// Of the classes.
+    fn classes(self) -> &'static str {
         match self {
-            Self::Virtual(IpAddr::V4(_)) => (set::VIP4, set::BACKEND4),
-            Self::Virtual(IpAddr::V6(_)) => (set::VIP6, set::BACKEND6),
-            Self::Port(false, ..) => (set::PUBLISHED4, set::TARGET4),
-            Self::Port(true, ..) => (set::PUBLISHED6, set::TARGET6),
+            Self::Virtual(IpAddr::V4(_)) => set::VIP4,
+            Self::Virtual(IpAddr::V6(_)) => set::VIP6,
+            Self::Port(false, ..) => set::PUBLISHED4,
+            Self::Port(true, ..) => set::PUBLISHED6,
+        }
+    }
+
+    /// The sets of the blocks that so many slots stand in, and how many in each; `None`: each slot
+    /// is an element.
+    fn blocks(self, slots: usize) -> Option<(&'static [&'static str], usize)> {
+        match self {
+            Self::Virtual(_) if slots > set::SLOTS_IN_BLOCKS => None,
+            Self::Virtual(IpAddr::V4(_)) => Some((&set::BLOCKS4, set::PER_BLOCK4)),
+            Self::Virtual(IpAddr::V6(_)) => Some((&set::BLOCKS6, set::PER_BLOCK6)),
+            Self::Port(..) => None,
+        }
+    }
+
+    /// The set of slots that are elements.
+    fn slots(self) -> &'static str {
+        match self {
+            Self::Virtual(IpAddr::V4(_)) => set::BACKEND4,
+            Self::Virtual(IpAddr::V6(_)) => set::BACKEND6,
+            Self::Port(false, ..) => set::TARGET4,
+            Self::Port(true, ..) => set::TARGET6,
         }
     }
 
@@ -70,30 +91,70 @@ impl Balancers {
         changes: &mut Changes,
     ) {
         let slots = self.0.entry(front).or_default();
+        let before = slots.len();
         let steps = rearrange(slots, backends);
-        if slots.is_empty() {
-            self.0.remove(&front);
-        }
-        let (verdicts, places) = front.sets();
-        let mut clear = Vec::new();
-        for step in steps {
-            match step {
-                Step::Set(slot, backend) => {
-                    let key = front.key().slot(slot).done();
-                    wanted.put(places, key, front.value(backend), &mut changes.edits);
-                }
-                Step::Clear(slot) => clear.push(slot),
+        match front.blocks(slots.len()) {
+            Some(blocks) => put_blocks(front, blocks, slots, wanted, changes),
+            None if front.blocks(before).is_some() => {
+                let all = slots.iter().cloned().enumerate();
+                let all = all.map(|(slot, backend)| Step::Set(slot, backend)).collect();
+                put_slots(front, all, wanted, changes);
             }
+            None => put_slots(front, steps, wanted, changes),
         }
         let key = front.key().done();
         match class_of(backends.len()) {
-            0 => wanted.delete(verdicts, key, &mut changes.edits),
-            class => wanted.put(verdicts, key, Value::Class(class), &mut changes.edits),
+            0 => wanted.delete(front.classes(), key, &mut changes.edits),
+            class => wanted.put(front.classes(), key, Value::Class(class), &mut changes.edits),
         }
-        for slot in clear {
+        clear(front, before, slots.len(), wanted, changes);
+        if slots.is_empty() {
+            self.0.remove(&front);
+        }
+    }
+}
+
+/// A place that has no slot leads where another one of the block does: who chose among more slots
+/// a moment ago finds a backend there.
+fn put_blocks(
+    front: Front,
+    (sets, size): (&'static [&'static str], usize),
+    slots: &[Backend],
+    wanted: &mut Wanted,
+    changes: &mut Changes,
+) {
+    for (set, block) in sets.iter().zip(slots.chunks(size)) {
+        let all = block.iter().cycle().take(size);
+        let value = all.fold(Key::new(), |value, backend| value.address(backend.0)).done();
+        wanted.put(set, front.key().done(), Value::Bytes(value), &mut changes.edits);
+    }
+}
+
+fn put_slots(front: Front, steps: Vec<Step<Backend>>, wanted: &mut Wanted, changes: &mut Changes) {
+    for step in steps {
+        if let Step::Set(slot, backend) = step {
             let key = front.key().slot(slot).done();
-            // A slot may be filled again by the same update.
-            wanted.delete(places, key, &mut changes.later);
+            wanted.put(front.slots(), key, front.value(backend), &mut changes.edits);
+        }
+    }
+}
+
+/// What slots were in and are not any more.
+fn clear(front: Front, before: usize, now: usize, wanted: &mut Wanted, changes: &mut Changes) {
+    // Who chose a slot a moment ago still finds it.
+    let out = &mut changes.later;
+    match (front.blocks(before), front.blocks(now)) {
+        (Some((sets, size)), kept) => {
+            let kept = kept.map_or(0, |_| now.div_ceil(size));
+            for set in sets.iter().take(before.div_ceil(size)).skip(kept) {
+                wanted.delete(set, front.key().done(), out);
+            }
+        }
+        (None, kept) => {
+            let kept = if kept.is_some() { 0 } else { now };
+            for slot in kept..before {
+                wanted.delete(front.slots(), front.key().slot(slot).done(), out);
+            }
         }
     }
 }
@@ -136,6 +197,18 @@ impl Fabric {
         }
     }
 
+    /// Where the classes and slots of virtual addresses lead.
+    pub(crate) fn lay_choices(&mut self, changes: &mut Changes) {
+        for class in CLASSES {
+            let key = Key::new().slot(*class as usize).done();
+            self.wanted.put(set::CLASS, key, Value::Class(*class), &mut changes.edits);
+        }
+        for slot in 0..set::SLOTS_IN_BLOCKS {
+            let key = Key::new().slot(slot).done();
+            self.wanted.put(set::SLOT, key, Value::Class(slot as u32), &mut changes.edits);
+        }
+    }
+
     /// Undoes [`Fabric::lay`] for subnets that the network does not have any more.
     pub(crate) fn lift(&mut self, subnets: &[(IpNet, IpAddr)], changes: &mut Changes) {
         for (net, gateway) in subnets {
@@ -163,10 +236,11 @@ impl Fabric {
         self.wanted.route(key, present.then(|| RouteTo::link(link::VXLAN)), changes);
     }
 
-    pub(crate) fn add_peer(&mut self, peer: &PeerPart, changes: &mut Changes) -> bool {
+    /// `at` is where the network's packets to the peer are sent.
+    pub(crate) fn add_peer(&mut self, peer: &PeerPart, at: IpAddr, changes: &mut Changes) {
         let hardware = node_hardware(peer.number);
         let hop = IpAddr::V6(link_v6(peer.number));
-        self.wanted.forward(hardware, Some(peer.address), changes);
+        self.wanted.forward(hardware, Some(at), changes);
         self.wanted.neighbour(link::VXLAN, hop, Some(hardware), changes);
         let before = self.mtus.get(&peer.number).copied().unwrap_or_default();
         if peer.mtu == 0 {
@@ -175,7 +249,7 @@ impl Fabric {
             self.mtus.insert(peer.number, peer.mtu);
         }
         if before == peer.mtu {
-            return false;
+            return;
         }
         let theirs: Vec<IpAddr> = self
             .remote
@@ -186,7 +260,6 @@ impl Fabric {
         for address in theirs {
             self.lead(address, changes);
         }
-        true
     }
 
     pub(crate) fn remove_peer(&mut self, number: u32, changes: &mut Changes) {
@@ -301,7 +374,7 @@ pub(crate) fn host_net(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
-fn self_pair(address: IpAddr) -> (&'static str, Vec<u8>) {
+fn self_pair(address: IpAddr) -> (&'static str, Bytes) {
     let sets = if address.is_ipv4() { set::SELF4 } else { set::SELF6 };
     (sets, Key::new().address(address).address(address).done())
 }
@@ -318,3 +391,83 @@ pub(crate) fn settle_edits(wanted: &Wanted, later: &mut Vec<Edit>) {
 
 /// The table that packets without a mark are routed by.
 pub const MAIN: u32 = 254;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel holds after edits.
+    fn carry_out(kernel: &mut BTreeMap<&'static str, BTreeMap<Bytes, Value>>, edits: &[Edit]) {
+        for edit in edits {
+            match *edit {
+                Edit::Put { set, key, value } => {
+                    assert_eq!(kernel.entry(set).or_default().insert(key, value), None);
+                }
+                Edit::Replace { set, key, value } => {
+                    assert!(kernel.get_mut(set).unwrap().insert(key, value).is_some());
+                }
+                Edit::Delete { set, key } => {
+                    assert!(kernel.get_mut(set).unwrap().remove(&key).is_some());
+                }
+            }
+        }
+    }
+
+    /// Where a new connection goes that drew this slot of so many.
+    fn led(
+        kernel: &BTreeMap<&'static str, BTreeMap<Bytes, Value>>,
+        address: IpAddr,
+        (slot, class): (usize, usize),
+    ) -> Option<Vec<u8>> {
+        let front = Front::Virtual(address);
+        let bytes = if address.is_ipv4() { 4 } else { 16 };
+        let (set, key, place) = match front.blocks(class) {
+            Some((sets, size)) => (sets[slot / size], front.key().done(), slot % size),
+            None => (front.slots(), front.key().slot(slot).done(), 0),
+        };
+        match kernel.get(set)?.get(&key)? {
+            Value::Bytes(all) => Some(all[place * bytes..][..bytes].to_vec()),
+            Value::Member | Value::Class(_) => None,
+        }
+    }
+
+    #[test]
+    fn every_slot_leads_to_a_backend_whatever_class_was_seen_before_a_change() {
+        for address in ["10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()) {
+            let backend = |number: u16| match address {
+                IpAddr::V4(_) => (IpAddr::from([10, 1, (number >> 8) as u8, number as u8]), 0),
+                IpAddr::V6(_) => (IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, number]), 0),
+            };
+            let (mut balancers, mut wanted) = (Balancers::default(), Wanted::default());
+            let (mut kernel, mut before) = (BTreeMap::new(), 0);
+            for count in [1, 3, 5, 6, 11, 10, 12, 20, 21, 64, 70, 21, 20, 4, 9, 100, 2, 0, 30, 0] {
+                let backends: BTreeSet<Backend> = (0..count).map(|n| backend(n * 7)).collect();
+                let mut changes = Changes::default();
+                let front = Front::Virtual(address);
+                balancers.spread(front, &backends, &mut wanted, &mut changes);
+                carry_out(&mut kernel, &changes.edits);
+                let now = class_of(usize::from(count)) as usize;
+                for class in [before, now].into_iter().filter(|class| *class > 0 && now > 0) {
+                    let all: BTreeSet<Option<Vec<u8>>> =
+                        (0..class).map(|slot| led(&kernel, address, (slot, class))).collect();
+                    assert!(!all.contains(&None), "{before} to {count}: class {class}");
+                    let known = |bytes: &[u8]| {
+                        backends
+                            .iter()
+                            .any(|backend| *Key::new().address(backend.0).done() == *bytes)
+                    };
+                    let all: Vec<Vec<u8>> = all.into_iter().flatten().collect();
+                    assert!(class != now || all.iter().all(|bytes| known(bytes)));
+                    assert!(class != now || all.len() == backends.len());
+                }
+                carry_out(&mut kernel, &changes.later);
+                let wanted: Vec<_> =
+                    wanted.elements.iter().filter(|(_, all)| !all.is_empty()).collect();
+                let held: Vec<_> = kernel.iter().filter(|(_, all)| !all.is_empty()).collect();
+                assert_eq!(held, wanted, "{before} to {count}");
+                before = now;
+            }
+            assert!(kernel.values().all(BTreeMap::is_empty), "{kernel:?}");
+        }
+    }
+}

@@ -18,10 +18,13 @@ use crate::local::Bridge;
 use crate::mesh::{Host, Mesh, MeshLinks, is_everywhere, mesh_end};
 use crate::overlay::{End, Fabric, addresses, settle_edits};
 use crate::state::{Changes, Hardware, Wanted};
+use crate::tunnel::{Membership, Tunnel, is_shared, memberships};
 
 /// A namespace of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
+    /// Of all encrypted networks: the tunnel to the other nodes.
+    Tunnel,
     /// Of one network.
     Overlay(NetworkId),
     Mesh,
@@ -113,6 +116,9 @@ pub struct Planner {
     pub(crate) ingress: Option<Table>,
     pub(crate) mesh: Mesh,
     pub(crate) host: Host,
+    pub(crate) tunnel: Tunnel,
+    /// Where managers listen.
+    pub(crate) managers: BTreeSet<SocketAddr>,
     pub(crate) containers: BTreeMap<String, LocalContainer>,
     /// Of the host's links.
     pub(crate) node_addresses: BTreeMap<String, Vec<IpAddr>>,
@@ -138,6 +144,8 @@ impl Planner {
             ingress: None,
             mesh: Mesh::new(links),
             host: Host::new(links, gateway),
+            tunnel: Tunnel::default(),
+            managers: BTreeSet::new(),
             containers: BTreeMap::new(),
             node_addresses: BTreeMap::new(),
             unavailable: BTreeSet::new(),
@@ -177,6 +185,7 @@ impl Planner {
     #[must_use]
     pub fn wanted(&self, scope: Scope) -> Option<&Wanted> {
         match scope {
+            Scope::Tunnel => self.tunnel.is_wanted().then_some(&self.tunnel.wanted),
             Scope::Overlay(id) => self.overlays.get(&id).map(|overlay| &overlay.fabric.wanted),
             Scope::Mesh => Some(&self.mesh.fabric.wanted),
             Scope::Host => Some(&self.host.wanted),
@@ -209,6 +218,7 @@ impl Planner {
         let before = self.own.as_ref().map(|own| own.number);
         if update.own.is_some() {
             self.own.clone_from(&update.own);
+            self.guard_ports(&mut all);
         }
         let renumbered = self.own.as_ref().map(|own| own.number) != before;
         self.take_away(&update, &mut all);
@@ -247,9 +257,11 @@ impl Planner {
         for (network, node) in &update.removed_peers {
             let Some((scope, table, fabric)) = self.side(*network) else { continue };
             let Some(peer) = table.peers.remove(node) else { continue };
-            let vni = table.part.vni;
+            let membership = Membership::of(&table.part, &peer);
             fabric.remove_peer(peer.number, all.entry(scope).or_default());
-            self.host.dismiss(vni, peer.address, all.entry(Scope::Host).or_default());
+            if !is_shared(table, &membership) {
+                self.dismiss_peer(&membership, all);
+            }
         }
     }
 
@@ -266,11 +278,10 @@ impl Planner {
             }
             None => return,
         };
-        let changes = all.entry(Scope::Host).or_default();
-        for peer in table.peers.values() {
-            self.host.dismiss(table.part.vni, peer.address, changes);
+        for peer in memberships(&table) {
+            self.dismiss_peer(&peer, all);
         }
-        self.host.guard(table.part.vni, false, changes);
+        self.close_network(&table.part, all);
     }
 
     /// The mesh namespace outlives the ingress network: everything of it goes one by one.
@@ -311,7 +322,9 @@ impl Planner {
         let suspected = self.suspected.clone();
         let Some((scope, table, fabric)) = self.side(part.id) else { return };
         table.suspected = suspected;
+        let earlier = memberships(table);
         let before = std::mem::replace(&mut table.part, part.clone());
+        let peers = memberships(table);
         let changes = all.entry(scope).or_default();
         let gone: Vec<_> = before
             .subnets
@@ -321,20 +334,24 @@ impl Planner {
             .collect();
         fabric.lift(&gone, changes);
         fabric.lay(part, own, changes);
-        let peers: Vec<IpAddr> = table.peers.values().map(|peer| peer.address).collect();
+        if scope != Scope::Mesh {
+            fabric.lay_choices(changes);
+        }
+        for (peer, to) in table.peers.values().zip(&peers) {
+            fabric.add_peer(peer, to.destination(), changes);
+        }
         if scope == Scope::Mesh {
             self.mesh.set_return(true, changes);
         }
-        let changes = all.entry(Scope::Host).or_default();
-        if before.vni != part.vni {
-            self.host.guard(before.vni, false, changes);
-            for peer in &peers {
-                self.host.dismiss(before.vni, *peer, changes);
+        if (before.vni, before.encrypted) != (part.vni, part.encrypted) {
+            for peer in &earlier {
+                self.dismiss_peer(peer, all);
             }
+            self.close_network(&before, all);
         }
-        self.host.guard(part.vni, true, changes);
-        for peer in peers {
-            self.host.admit(part.vni, peer, changes);
+        self.open_network(part, own, all);
+        for peer in &peers {
+            self.admit_peer(peer, all);
         }
     }
 
@@ -350,21 +367,22 @@ impl Planner {
 
     fn put_peer(&mut self, peer: &PeerPart, all: &mut All) {
         let Some((scope, table, fabric)) = self.side(peer.network) else { return };
-        let vni = table.part.vni;
         let changes = all.entry(scope).or_default();
         let before = table.peers.insert(peer.node, peer.clone());
         if let Some(before) = before.as_ref().filter(|before| before.number != peer.number) {
             fabric.remove_peer(before.number, changes);
         }
-        fabric.add_peer(peer, changes);
-        let changes = all.entry(Scope::Host).or_default();
-        if let Some(before) = before.filter(|before| before.address != peer.address) {
-            self.host.dismiss(vni, before.address, changes);
+        let membership = Membership::of(&table.part, peer);
+        fabric.add_peer(peer, membership.destination(), changes);
+        let before = before.map(|before| Membership::of(&table.part, &before));
+        if let Some(before) = before.filter(|before| !is_shared(table, before)) {
+            self.dismiss_peer(&before, all);
         }
-        self.host.admit(vni, peer.address, changes);
+        self.admit_peer(&membership, all);
     }
 
-    /// Services and endpoints: their routes at once, what is balanced is answered.
+    /// Services and endpoints: their routes at once; what is balanced is answered, and which tasks
+    /// of the ingress network may be others.
     fn put_parts(
         &mut self,
         update: &DirectoryUpdate,
@@ -374,6 +392,7 @@ impl Planner {
         let mut services: BTreeSet<(NetworkId, ServiceId)> = BTreeSet::new();
         let mut tasks = BTreeSet::new();
         let mut departed = Vec::new();
+        let ingress = self.ingress().map(|part| part.id);
         for (network, task) in &update.removed_endpoints {
             let Some((scope, table, fabric)) = self.side(*network) else { continue };
             let Some(gone) = table.remove_endpoint(*task) else { continue };
@@ -382,7 +401,7 @@ impl Planner {
                 departed.extend(addresses(gone.v4, gone.v6).map(|a| (scope, a)));
             }
             services.extend(gone.service.map(|service| (*network, service)));
-            tasks.insert(*task);
+            tasks.extend((Some(*network) == ingress).then_some(*task));
         }
         for key in &update.removed_services {
             let Some((_, table, _)) = self.side(key.0) else { continue };
@@ -408,7 +427,7 @@ impl Planner {
             }
             fabric.add_remote(part, changes);
             services.extend(part.service.map(|service| (part.network, service)));
-            tasks.insert(part.task);
+            tasks.extend((Some(part.network) == ingress).then_some(part.task));
         }
         self.departed.extend(departed);
         if let Some(table) = &self.ingress {
@@ -526,8 +545,8 @@ impl Planner {
     /// other address of a node.
     pub fn set_managers(&mut self, managers: &BTreeSet<SocketAddr>) -> All {
         let mut all = All::new();
-        self.mesh.guard(managers, all.entry(Scope::Mesh).or_default());
-        self.guard_bridges(&mut all);
+        self.managers.clone_from(managers);
+        self.guard_ports(&mut all);
         self.settle(all)
     }
 

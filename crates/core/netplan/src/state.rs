@@ -4,10 +4,15 @@
 //! Does not know: why something is wanted.
 //! Invariant: applying the changes from a state to another makes exactly the other.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 
 use ipnet::IpNet;
+
+use crate::keys::Bytes;
 
 pub type Hardware = [u8; 6];
 
@@ -19,11 +24,44 @@ pub struct RouteKey {
     pub net: IpNet,
 }
 
+/// A link's name, which has fifteen bytes at most. It stands where it is used, as there are
+/// hundreds of thousands of routes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkName {
+    bytes: [u8; 15],
+    length: u8,
+}
+
+impl LinkName {
+    /// Of a longer one, which no link has, the beginning.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let length = name.floor_char_boundary(15);
+        let mut bytes = [0; 15];
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Self { bytes, length: length as u8 }
+    }
+}
+
+impl Deref for LinkName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, formatter)
+    }
+}
+
 /// Where they go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteTo {
     /// `None`: refused at once, as unreachable.
-    pub link: Option<String>,
+    pub link: Option<LinkName>,
     /// Next hop, of either family, always directly on the link.
     pub via: Option<IpAddr>,
     /// The source address of what the namespace itself sends.
@@ -37,7 +75,7 @@ impl RouteTo {
 
     #[must_use]
     pub fn link(name: &str) -> Self {
-        Self { link: Some(name.to_owned()), via: None, source: None, mtu: 0 }
+        Self { link: Some(LinkName::new(name)), via: None, source: None, mtu: 0 }
     }
 
     #[must_use]
@@ -47,17 +85,18 @@ impl RouteTo {
 }
 
 /// What an element of a set or map says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A set's: it is in.
     Member,
-    Bytes(Vec<u8>),
-    /// To the chain that picks one of so many slots.
+    Bytes(Bytes),
+    /// The chain that picks one of so many slots, or is one; as the map has it, its number or the
+    /// way to it.
     Class(u32),
 }
 
 /// Elements of one set by key.
-pub type Elements = BTreeMap<Vec<u8>, Value>;
+pub type Elements = BTreeMap<Bytes, Value>;
 
 /// Everything of one namespace that changes as the cluster does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,11 +111,11 @@ pub struct Wanted {
 }
 
 /// One step of a transaction. A map's value is replaced by its removal and an addition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edit {
-    Put { set: &'static str, key: Vec<u8>, value: Value },
-    Replace { set: &'static str, key: Vec<u8>, value: Value },
-    Delete { set: &'static str, key: Vec<u8> },
+    Put { set: &'static str, key: Bytes, value: Value },
+    Replace { set: &'static str, key: Bytes, value: Value },
+    Delete { set: &'static str, key: Bytes },
 }
 
 /// The way to a state, in the order of the fields.
@@ -94,6 +133,8 @@ pub struct Changes {
     pub neighbours_gone: Vec<(String, IpAddr)>,
     pub forwarding_gone: Vec<Hardware>,
     pub addresses_gone: Vec<(String, IpNet)>,
+    /// A route that was there before became another, or went.
+    pub(crate) reroutes: bool,
 }
 
 /// What becomes of what is there and not wanted.
@@ -129,17 +170,23 @@ impl Changes {
 impl Wanted {
     /// Sets or clears one route; what is so already is no change.
     pub(crate) fn route(&mut self, key: RouteKey, to: Option<RouteTo>, changes: &mut Changes) {
-        match to {
-            Some(to) if self.routes.get(&key) == Some(&to) => {}
-            Some(to) => {
-                self.routes.insert(key, to.clone());
+        match (to, self.routes.entry(key)) {
+            (Some(to), Entry::Occupied(there)) if *there.get() == to => {}
+            (Some(to), Entry::Occupied(mut there)) => {
+                there.insert(to);
+                changes.routes.push((key, to));
+                changes.reroutes = true;
+            }
+            (Some(to), Entry::Vacant(place)) => {
+                place.insert(to);
                 changes.routes.push((key, to));
             }
-            None => {
-                if self.routes.remove(&key).is_some() {
-                    changes.routes_gone.push(key);
-                }
+            (None, Entry::Occupied(there)) => {
+                there.remove();
+                changes.routes_gone.push(key);
+                changes.reroutes = true;
             }
+            (None, Entry::Vacant(_)) => {}
         }
     }
 
@@ -199,13 +246,16 @@ impl Wanted {
         changes.neighbours_gone.retain(|key| !self.neighbours.contains_key(key));
         changes.forwarding.retain(|(key, value)| self.forwarding.get(key) == Some(value));
         changes.forwarding_gone.retain(|key| !self.forwarding.contains_key(key));
-        changes.routes.retain(|(key, value)| self.routes.get(key) == Some(value));
-        changes.routes_gone.retain(|key| !self.routes.contains_key(key));
+        // Routes that are all new are as many as endpoints, and none undoes another.
+        if std::mem::take(&mut changes.reroutes) {
+            changes.routes.retain(|(key, value)| self.routes.get(key) == Some(value));
+            changes.routes_gone.retain(|key| !self.routes.contains_key(key));
+        }
     }
 
     /// Makes a set hold exactly these.
     pub(crate) fn sync(&mut self, set: &'static str, wanted: Elements, out: &mut Vec<Edit>) {
-        let gone: Vec<Vec<u8>> = self
+        let gone: Vec<Bytes> = self
             .elements
             .get(set)
             .into_iter()
@@ -222,21 +272,15 @@ impl Wanted {
     }
 
     /// Sets an element; what is so already is no change.
-    pub(crate) fn put(
-        &mut self,
-        set: &'static str,
-        key: Vec<u8>,
-        value: Value,
-        out: &mut Vec<Edit>,
-    ) {
-        match self.elements.entry(set).or_default().insert(key.clone(), value.clone()) {
+    pub(crate) fn put(&mut self, set: &'static str, key: Bytes, value: Value, out: &mut Vec<Edit>) {
+        match self.elements.entry(set).or_default().insert(key, value) {
             Some(before) if before == value => {}
             Some(_) => out.push(Edit::Replace { set, key, value }),
             None => out.push(Edit::Put { set, key, value }),
         }
     }
 
-    pub(crate) fn delete(&mut self, set: &'static str, key: Vec<u8>, out: &mut Vec<Edit>) {
+    pub(crate) fn delete(&mut self, set: &'static str, key: Bytes, out: &mut Vec<Edit>) {
         if self.elements.get_mut(set).is_some_and(|elements| elements.remove(&key).is_some()) {
             out.push(Edit::Delete { set, key });
         }
@@ -276,7 +320,7 @@ impl Wanted {
             let there = observed.elements.get(set);
             for (key, value) in wanted {
                 let before = there.and_then(|elements| elements.get(key));
-                let (set, key, value) = (*set, key.clone(), value.clone());
+                let (set, key, value) = (*set, *key, *value);
                 let verdict = matches!(value, Value::Class(_));
                 let edit = match before {
                     Some(before) if *before == value => continue,
@@ -299,7 +343,7 @@ impl Wanted {
                 if wanted.is_some_and(|elements| elements.contains_key(key)) {
                     continue;
                 }
-                let edit = Edit::Delete { set, key: key.clone() };
+                let edit = Edit::Delete { set, key: *key };
                 // What leads to slots goes before the slots.
                 match value {
                     Value::Bytes(_) => changes.later.push(edit),

@@ -127,6 +127,7 @@ impl Snapshot {
                 self.update_cluster(stamp, *expect, spec, events)
             }
             Change::AddAddressPools(pools) => self.add_pools(stamp, pools, events),
+            Change::RotateNetworkKey { expect } => self.rotate_network_key(stamp, *expect, events),
             Change::SetJoinTokens { worker, manager } => self.with_cluster(stamp, events, |c| {
                 c.worker_token.clone_from(worker);
                 c.manager_token.clone_from(manager);
@@ -136,7 +137,7 @@ impl Snapshot {
                 self.update_node(stamp, *id, *expect, spec, events)
             }
             Change::DescribeNode { id, description } => {
-                self.with_node(stamp, *id, events, |n| n.description.clone_from(description))
+                self.describe_node(stamp, *id, description, events)
             }
             Change::SetNodeStatus { id, status } => {
                 self.with_node(stamp, *id, events, |n| n.take_status(status, stamp.time))
@@ -273,9 +274,14 @@ impl Snapshot {
         if self.nodes.len() >= limits::NODES_MAX {
             return Err(Refusal::Full { what: "nodes", max: limits::NODES_MAX });
         }
-        self.net.reindex_node(node.id, Some(node));
-        self.nodes.insert(node.id, Arc::new(Node { meta: born(stamp), ..node.clone() }));
-        events.push(Event::Node(node.id));
+        let mut node = Node { meta: born(stamp), ..node.clone() };
+        let encryption = node.description.data_path.encryption.take();
+        node.description.data_path.encryption = encryption.and_then(|e| self.fitting(node.id, e));
+        self.net.reindex_node(node.id, Some(&node));
+        self.reindex_keys(None, Some(&node));
+        let id = node.id;
+        self.nodes.insert(id, Arc::new(node));
+        events.push(Event::Node(id));
         Ok(())
     }
 
@@ -296,17 +302,19 @@ impl Snapshot {
         })
     }
 
-    fn with_node(
+    pub(crate) fn with_node(
         &mut self,
         stamp: Stamp,
         id: NodeId,
         events: &mut Vec<Event>,
         change: impl FnOnce(&mut Node),
     ) -> Result<(), Refusal> {
-        let mut node = (**self.nodes.get(&id).ok_or_else(|| missing("node", &id))?).clone();
+        let old = Arc::clone(self.nodes.get(&id).ok_or_else(|| missing("node", &id))?);
+        let mut node = (*old).clone();
         change(&mut node);
         touch(&mut node.meta, stamp);
         self.net.reindex_node(id, Some(&node));
+        self.reindex_keys(Some(&old), Some(&node));
         self.nodes.insert(id, Arc::new(node));
         events.push(Event::Node(id));
         Ok(())
@@ -332,8 +340,9 @@ impl Snapshot {
         id: NodeId,
         events: &mut Vec<Event>,
     ) -> Result<(), Refusal> {
-        self.nodes.remove(&id).ok_or_else(|| missing("node", &id))?;
+        let node = self.nodes.remove(&id).ok_or_else(|| missing("node", &id))?;
         self.net.reindex_node(id, None);
+        self.reindex_keys(Some(&node), None);
         let past: Vec<NodeId> = self
             .removed
             .iter()

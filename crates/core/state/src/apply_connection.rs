@@ -11,7 +11,7 @@ use types::{
 };
 
 use crate::apply::{Refusal, Stamp, missing};
-use crate::apply_network::{Cursors, conflict};
+use crate::apply_network::{Cursors, check_apart, conflict};
 use crate::{Event, Resting, Snapshot};
 
 impl Snapshot {
@@ -54,6 +54,8 @@ impl Snapshot {
                 format!("endpoint with name {container} already exists in network {name}");
             return Err(conflict("", message));
         }
+        let others = task.held().filter_map(|one| self.network(one.network));
+        check_apart(known, others.map(|other| &**other))?;
         if task.held().count() >= limits::NETWORKS_PER_CONTAINER_MAX {
             let max = limits::NETWORKS_PER_CONTAINER_MAX;
             return Err(Refusal::Full { what: "networks of a container", max });

@@ -97,7 +97,8 @@ impl Snapshot {
     /// A subnet or identifier that another network has, or asks for.
     fn check_subnets_asked(&self, spec: &NetworkSpec) -> Result<(), Refusal> {
         for network in self.net.networks.values() {
-            for wanted in spec.ipam.iter().filter_map(|pool| pool.subnet) {
+            let asked = spec.ipam.iter().filter_map(|pool| pool.subnet);
+            for wanted in asked.filter(|_| !may_share(spec, &network.spec)) {
                 if let Some(other) = nets_of(network).find(|net| nets_overlap(*net, wanted)) {
                     let name = &network.spec.name;
                     let message =
@@ -202,7 +203,10 @@ impl Snapshot {
         if before.iter().any(|other| nets_overlap(other.net, new.net)) {
             return Err(Refusal::Taken { what: what(), by: format!("network {}", own.id) });
         }
-        for network in self.net.networks.values().filter(|network| network.id != own.id) {
+        let others = self.net.networks.values().filter(|network| network.id != own.id);
+        // What was not asked for by name is chosen where nobody is.
+        let asked = own.spec.ipam.iter().any(|pool| pool.subnet == Some(new.net));
+        for network in others.filter(|other| !(asked && may_share(&own.spec, &other.spec))) {
             if nets_of(network).any(|net| nets_overlap(net, new.net)) {
                 return Err(Refusal::Taken { what: what(), by: format!("network {}", network.id) });
             }
@@ -307,7 +311,9 @@ impl Snapshot {
         cursors: &mut Cursors,
     ) -> Result<(), Refusal> {
         let bare = one.addresses().next().is_none();
-        if bare != one.network.is_predefined() {
+        let known = self.network(one.network);
+        let of_nodes = known.is_some_and(|network| network.spec.driver.is_of_nodes());
+        if bare != (one.network.is_predefined() || of_nodes) {
             let what = format!("attachment to network {}", one.network);
             return Err(Refusal::Unfit { what, why: "an address is missing, or one too much" });
         }
@@ -406,6 +412,9 @@ impl Snapshot {
             for address in one.addresses.iter().chain(&one.vips) {
                 self.check_fixed(id, known, *address)?;
             }
+            let before = spec.networks().take_while(|(other, _)| *other != network);
+            let others = before.filter_map(|(other, _)| self.network(other));
+            check_apart(known, others.map(|other| &**other))?;
         }
         if spec.needs_ingress() && self.net.ingress.is_none() {
             return Err(Refusal::Invalid(Fault {
@@ -488,6 +497,34 @@ impl Snapshot {
 fn nets_of(network: &Network) -> impl Iterator<Item = IpNet> {
     let given = network.subnets.iter().map(|subnet| subnet.net);
     given.chain(network.spec.ipam.iter().filter_map(|pool| pool.subnet))
+}
+
+/// Whether both were made to be allowed to have the same subnets.
+fn may_share(one: &NetworkSpec, other: &NetworkSpec) -> bool {
+    one.may_overlap() && other.may_overlap()
+}
+
+/// A container that is on two networks could not say which of them an address is on.
+pub(crate) fn check_apart<'a>(
+    network: &Network,
+    mut others: impl Iterator<Item = &'a Network>,
+) -> Result<(), Refusal> {
+    if !network.spec.may_overlap() {
+        return Ok(());
+    }
+    let meets = |other: &&Network| {
+        nets_of(network).any(|own| nets_of(other).any(|net| nets_overlap(own, net)))
+    };
+    match others.find(meets) {
+        None => Ok(()),
+        Some(other) => {
+            let (one, two) = (&network.spec.name, &other.spec.name);
+            let message = format!(
+                "networks {one} and {two} have overlapping subnets: no task can be on both"
+            );
+            Err(conflict("--network", message))
+        }
+    }
 }
 
 pub(crate) fn conflict(field: &str, message: String) -> Refusal {

@@ -22,6 +22,10 @@ pub enum Change {
     },
     /// Further pools, behind those that the cluster has.
     AddAddressPools(Vec<String>),
+    /// Keys of encrypted networks are to be those of the generation after this one.
+    RotateNetworkKey {
+        expect: u32,
+    },
     SetJoinTokens {
         worker: String,
         manager: String,
@@ -182,6 +186,7 @@ impl Author {
             Change::CreateCluster(_)
             | Change::UpdateCluster { .. }
             | Change::AddAddressPools(_)
+            | Change::RotateNetworkKey { .. }
             | Change::SetJoinTokens { .. }
             | Change::CreateNode(_)
             | Change::UpdateNode { .. }

@@ -7,6 +7,7 @@
 
 mod apply;
 mod apply_connection;
+mod apply_encryption;
 mod apply_network;
 mod apply_service;
 mod change;

@@ -12,6 +12,7 @@ use types::{
     TaskId,
 };
 
+use crate::apply_encryption::{encryption, is_of_generation};
 use crate::{Holder, Resting, Snapshot};
 
 /// Collects records in any order.
@@ -38,6 +39,10 @@ pub enum RestoreError {
     VniTwice { vni: u32 },
     #[error("address {address} of network {network} is held twice")]
     AddressTwice { network: NetworkId, address: IpAddr },
+    #[error("node {node} has a key of encrypted networks that another one has, too")]
+    NetworkKeyTwice { node: NodeId },
+    #[error("node {node} has keys of encrypted networks of another generation than the cluster")]
+    NetworkKeyGeneration { node: NodeId },
     #[error("port {port} is published twice")]
     PortTwice { port: u16 },
 }
@@ -87,10 +92,26 @@ impl Restore {
 
     /// Checks the references and derives the indexes.
     pub fn finish(mut self) -> Result<Snapshot, RestoreError> {
+        self.finish_nodes()?;
         self.finish_networks()?;
         self.finish_services()?;
         self.finish_tasks()?;
         Ok(self.state)
+    }
+
+    fn finish_nodes(&mut self) -> Result<(), RestoreError> {
+        let (nodes, generation) = (self.state.nodes.clone(), self.state.generation());
+        for node in nodes.values() {
+            let Some(said) = encryption(node) else { continue };
+            if !is_of_generation(said, generation) {
+                return Err(RestoreError::NetworkKeyGeneration { node: node.id });
+            }
+            if said.keys.values().any(|key| self.state.node_of_network_key(key).is_some()) {
+                return Err(RestoreError::NetworkKeyTwice { node: node.id });
+            }
+            self.state.reindex_keys(None, Some(node));
+        }
+        Ok(())
     }
 
     fn finish_networks(&mut self) -> Result<(), RestoreError> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use base::Timestamp;
 use imbl::{OrdMap, OrdSet};
 use types::{
-    Cluster, Node, NodeId, Revision, Service, ServiceId, Slot, SlotKey, Tally, Task, TaskId,
+    Cluster, NetworkKey, Node, NodeId, Revision, Service, ServiceId, Slot, SlotKey, Tally, Task,
+    TaskId,
 };
 
 use crate::index::Usage;
@@ -36,6 +37,8 @@ pub struct Snapshot {
     pub(crate) usage: OrdMap<NodeId, Usage>,
     pub(crate) placed: OrdMap<(ServiceId, NodeId), u32>,
     pub(crate) revision_users: OrdMap<(ServiceId, u64), u32>,
+    /// Who has which key of encrypted networks.
+    pub(crate) network_keys: OrdMap<NetworkKey, NodeId>,
     pub(crate) net: Networks,
 }
 

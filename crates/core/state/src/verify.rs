@@ -31,6 +31,7 @@ pub fn verify(view: &Snapshot) -> Result<(), String> {
         ("usage", fresh.usage == view.usage),
         ("placed", fresh.placed == view.placed),
         ("revision_users", fresh.revision_users == view.revision_users),
+        ("network_keys", fresh.network_keys == view.network_keys),
         ("networks", fresh.net == view.net),
     ];
     match same.iter().find(|(_, same)| !same) {

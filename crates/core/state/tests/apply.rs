@@ -4,9 +4,14 @@
 use std::sync::Arc;
 
 use base::{Id, IdSource, Timestamp};
-use state::{Author, Change, ChangeSet, Event, Refusal, Snapshot, Stamp, verify};
+use state::{
+    Author, Change, ChangeSet, Event, Refusal, Restore, RestoreError, Snapshot, Stamp, verify,
+};
 use testkit::{fixture, node_id, service_id};
-use types::{ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus};
+use types::{
+    NetworkKey, NetworkKeys, NodeEncryption, NodeId, ServiceId, ServiceSpec, TaskId, TaskState,
+    TaskStatus,
+};
 
 const BASE: &str = "now 12:00:00
      node a ready
@@ -202,4 +207,120 @@ fn random_change(view: &Snapshot, ids: &mut IdSource) -> (Author, Change) {
             (Author::Api, Change::UpdateService { id, expect, spec })
         }
     }
+}
+
+fn keys(of: &[(u32, u8)]) -> NetworkKeys {
+    of.iter().map(|(generation, byte)| (*generation, NetworkKey([*byte; 32]))).collect()
+}
+
+/// Says keys, and gives what is taken of them with the generation that is sent with.
+fn say(
+    view: &mut Snapshot,
+    name: &str,
+    of: &[(u32, u8)],
+    sends_with: u32,
+) -> Option<(NetworkKeys, u32)> {
+    let id = node_id(name);
+    let mut description = view.node(id).unwrap().description.clone();
+    description.hostname = format!("{name}-said");
+    let said = NodeEncryption { keys: keys(of), sends_with, ..NodeEncryption::default() };
+    description.data_path.encryption = Some(said);
+    let description = Box::new(description);
+    apply(view, Author::Dispatch, vec![Change::DescribeNode { id, description }]).unwrap();
+    verify(view).unwrap();
+    let known = &view.node(id).unwrap().description;
+    assert_eq!(known.hostname, format!("{name}-said"), "the rest is kept");
+    known.data_path.encryption.as_ref().map(|said| (said.keys.clone(), said.sends_with))
+}
+
+fn rotate(view: &mut Snapshot, expect: u32) -> Result<Vec<Event>, Refusal> {
+    apply(view, Author::Api, vec![Change::RotateNetworkKey { expect }])
+}
+
+#[test]
+fn only_keys_of_these_times_are_taken() {
+    let mut view = base();
+    for (said, sends_with, want) in [
+        (&[(1, 1)][..], 1, (&[(1, 1)][..], 1)),
+        // Of the future, of no time, and what is said to be sent with is none of them.
+        (&[(1, 1), (2, 2)], 2, (&[(1, 1)], 0)),
+        (&[(0, 3)], 0, (&[], 0)),
+        (&[(u32::MAX, 4)], u32::MAX, (&[], 0)),
+    ] {
+        let taken = say(&mut view, "a", said, sends_with);
+        assert_eq!(taken, Some((keys(want.0), want.1)), "{said:?}");
+    }
+    rotate(&mut view, 1).unwrap();
+    rotate(&mut view, 2).unwrap();
+    let taken = say(&mut view, "a", &[(1, 1), (3, 3)], 1);
+    assert_eq!(taken, Some((keys(&[(3, 3)]), 0)));
+    assert_eq!(say(&mut view, "a", &[(2, 2), (3, 3)], 2), Some((keys(&[(2, 2), (3, 3)]), 2)));
+    assert_eq!(say(&mut view, "a", &[(3, 0)], 3), None, "no key");
+}
+
+#[test]
+fn a_key_is_of_one_node_until_it_gives_it_up() {
+    let mut view = base();
+    let id = |name: &str| node_id(name);
+    say(&mut view, "a", &[(1, 1)], 1);
+    assert_eq!(view.node_of_network_key(&NetworkKey([1; 32])), Some(id("a")));
+    assert_eq!(say(&mut view, "b", &[(1, 2)], 1), Some((keys(&[(1, 2)]), 1)));
+    assert_eq!(say(&mut view, "b", &[(1, 1)], 1), None, "somebody else has it");
+    assert_eq!(view.node_of_network_key(&NetworkKey([1; 32])), Some(id("a")));
+    assert_eq!(view.node_of_network_key(&NetworkKey([2; 32])), None, "b has none any more");
+    say(&mut view, "a", &[(1, 3)], 1);
+    assert_eq!(say(&mut view, "b", &[(1, 1)], 1), Some((keys(&[(1, 1)]), 1)));
+    apply(&mut view, Author::Api, vec![Change::RemoveNode(id("b"))]).unwrap();
+    verify(&view).unwrap();
+    assert_eq!(view.node_of_network_key(&NetworkKey([1; 32])), None);
+    // One that joins with a description does not get around it.
+    let mut node = (**view.node(id("a")).unwrap()).clone();
+    node.id = NodeId(Id::from_u128(9).unwrap());
+    apply(&mut view, Author::Api, vec![Change::CreateNode(Box::new(node.clone()))]).unwrap();
+    verify(&view).unwrap();
+    assert_eq!(view.node(node.id).unwrap().description.data_path.encryption, None);
+}
+
+#[test]
+fn a_change_of_keys_happens_once_and_takes_what_is_too_old() {
+    let mut view = base();
+    say(&mut view, "a", &[(1, 1)], 1);
+    let events = rotate(&mut view, 1).unwrap();
+    assert_eq!(events, [Event::Cluster], "keys of the generation before stay");
+    assert_eq!(view.cluster().unwrap().network_key_generation, 2);
+    let refusal = rotate(&mut view, 1).unwrap_err();
+    assert!(matches!(refusal, Refusal::OutOfDate { .. }), "{refusal}");
+    say(&mut view, "b", &[(1, 2), (2, 3)], 2);
+    let events = rotate(&mut view, 2).unwrap();
+    let touched = [Event::Cluster, Event::Node(node_id("a")), Event::Node(node_id("b"))];
+    assert_eq!(events, touched);
+    verify(&view).unwrap();
+    let of = |name: &str| {
+        let said = view.node(node_id(name)).unwrap().description.data_path.encryption.clone();
+        said.map(|said| (said.keys, said.sends_with)).unwrap()
+    };
+    assert_eq!((of("a"), of("b")), ((keys(&[]), 0), (keys(&[(2, 3)]), 2)));
+    let refusal = apply(&mut view, Author::Dispatch, vec![Change::RotateNetworkKey { expect: 3 }]);
+    assert!(matches!(refusal, Err(Refusal::NotTheWriter { .. })));
+}
+
+#[test]
+fn records_with_keys_that_cannot_be_are_refused() {
+    let mut view = base();
+    say(&mut view, "a", &[(1, 1)], 1);
+    let with = |key: (u32, u8)| {
+        let mut restore = Restore::new(view.index(), view.time());
+        restore.cluster((**view.cluster().unwrap()).clone());
+        for node in view.nodes() {
+            let mut node = (**node).clone();
+            let keys = if node.id == node_id("b") { keys(&[key]) } else { keys(&[(1, 1)]) };
+            let said = NodeEncryption { keys, ..NodeEncryption::default() };
+            node.description.data_path.encryption = Some(said);
+            restore.node(node);
+        }
+        restore.finish().map(|view| view.nodes().count())
+    };
+    assert_eq!(with((1, 2)), Ok(2));
+    assert_eq!(with((1, 1)), Err(RestoreError::NetworkKeyTwice { node: node_id("b") }));
+    assert_eq!(with((2, 2)), Err(RestoreError::NetworkKeyGeneration { node: node_id("b") }));
 }

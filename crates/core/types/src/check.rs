@@ -9,15 +9,16 @@ mod network;
 
 use base::Millis;
 
-pub use local_network::check_local_network_spec;
+pub use local_network::{check_local_network_spec, from_config};
 pub use network::{
     POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_network_spec,
 };
 
 use crate::limits::{
-    CERTIFICATE_EXPIRY_MAX, CERTIFICATE_EXPIRY_MIN, CPU_NANOS_MIN, DURATION_MAX, HEARTBEAT_MAX,
-    HEARTBEAT_MIN, LABEL_BYTES_MAX, LABELS_MAX, LIST_ENTRIES_MAX, MEMORY_BYTES_MIN, NAME_CHARS_MAX,
-    REPLICAS_MAX, TASK_HISTORY_MAX, TEXT_BYTES_MAX,
+    CERTIFICATE_EXPIRY_MAX, CERTIFICATE_EXPIRY_MIN, CPU_NANOS_MIN, DATA_PATH_PORT_DEFAULT,
+    DURATION_MAX, ENCRYPTION_PORTS_DEFAULT, HEARTBEAT_MAX, HEARTBEAT_MIN, LABEL_BYTES_MAX,
+    LABELS_MAX, LIST_ENTRIES_MAX, MEMORY_BYTES_MIN, NAME_CHARS_MAX, REPLICAS_MAX, TASK_HISTORY_MAX,
+    TEXT_BYTES_MAX,
 };
 use crate::{
     Capability, ClusterSpec, Constraint, ContainerSpec, Fault, ImageName, Labels, NodeSpec,
@@ -165,6 +166,52 @@ pub fn check_node_spec(spec: &NodeSpec) -> Result<(), Fault> {
     check_labels("--label-add", &spec.labels)?;
     if spec.name.is_empty() { Ok(()) } else { check_name("name", &spec.name) }
 }
+
+/// The UDP ports of a new cluster: that of the data path, where zero is docker's, and the two of
+/// encrypted networks, where none are the usual ones.
+///
+/// # Errors
+/// Names the option, with what would be right.
+pub fn check_udp_ports(data_path: u32, encryption: &[u32]) -> Result<(u16, [u16; 2]), Fault> {
+    let in_range = |port: u32| u16::try_from(port).ok().filter(|port| UDP_PORTS.contains(port));
+    let path = match data_path {
+        0 => DATA_PATH_PORT_DEFAULT,
+        port => in_range(port).ok_or_else(|| {
+            // Docker's words.
+            let message =
+                format!("Datapath port number is not in valid range (1024-49151) : {port}");
+            Fault::invalid("--data-path-port", message)
+        })?,
+    };
+    let field = "--encryption-ports";
+    let two = match *encryption {
+        [] => ENCRYPTION_PORTS_DEFAULT,
+        [first, second] => {
+            let bad = |port: u32| {
+                let message = format!("port {port} is not in the valid range (1024-49151)");
+                Fault::invalid(field, message)
+            };
+            let port = |port: u32| in_range(port).ok_or_else(|| bad(port));
+            [port(first)?, port(second)?]
+        }
+        _ => {
+            let message = "two ports are needed, such as 4793,4794: one for the keys in use and \
+                           one for those that replace them";
+            return Err(Fault::invalid(field, message));
+        }
+    };
+    if two[0] == two[1] {
+        return Err(Fault::invalid(field, "the two ports must be different"));
+    }
+    if two.contains(&path) {
+        let message = format!("port {path} is that of the data path: choose another one");
+        return Err(Fault::invalid(field, message));
+    }
+    Ok((path, two))
+}
+
+/// Docker's range of the data path's port: below those that systems give out by themselves.
+const UDP_PORTS: std::ops::RangeInclusive<u16> = 1_024..=49_151;
 
 /// Refuses cluster settings out of their bounds.
 pub fn check_cluster_spec(spec: &ClusterSpec) -> Result<(), Fault> {
@@ -362,6 +409,25 @@ mod tests {
         };
         change(&mut spec);
         spec
+    }
+
+    #[test]
+    fn the_udp_ports_of_a_cluster_are_three() {
+        assert_eq!(check_udp_ports(0, &[]), Ok((4789, ENCRYPTION_PORTS_DEFAULT)));
+        assert_eq!(check_udp_ports(4_790, &[51_820 - 10_000, 1_024]), Ok((4_790, [41_820, 1_024])));
+        for (path, two, field, words) in [
+            (1_023, &[][..], "--data-path-port", "valid range (1024-49151) : 1023"),
+            (0, &[4_793], "--encryption-ports", "two ports are needed"),
+            (0, &[4_793, 4_794, 4_795], "--encryption-ports", "two ports are needed"),
+            (0, &[4_793, 4_793], "--encryption-ports", "must be different"),
+            (0, &[4_793, 51_820], "--encryption-ports", "port 51820 is not in the valid range"),
+            (0, &[4_789, 4_793], "--encryption-ports", "4789 is that of the data path"),
+            (4_794, &[], "--encryption-ports", "4794 is that of the data path"),
+        ] {
+            let fault = check_udp_ports(path, two).unwrap_err();
+            assert_eq!(fault.field, field, "{path} {two:?}");
+            assert!(fault.message.contains(words), "{}", fault.message);
+        }
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub struct Cluster {
     /// Raised by a restore, so that nodes follow it though its index is lower.
     pub epoch: u64,
     pub data_path_port: u32,
+    /// UDP ports of encrypted networks.
+    pub encryption_ports: [u16; 2],
+    /// Which keys nodes should have; raised when they are to change. At least 1.
+    pub network_key_generation: u32,
     pub address_pools: Vec<String>,
     pub address_pool_mask: u32,
     pub next_node_number: u32,
@@ -67,6 +71,23 @@ pub struct Cluster {
     /// Where the search for the next free dynamic port begins, by protocol.
     pub next_ports: BTreeMap<PortProtocol, u16>,
 }
+
+impl Cluster {
+    /// Whose a UDP port is, of those that the cluster itself has on every node.
+    #[must_use]
+    pub fn owner_of_udp_port(&self, port: u16) -> Option<&'static str> {
+        match port {
+            0 => None,
+            port if self.encryption_ports.contains(&port) => Some(ENCRYPTED_NETWORKS),
+            port if u32::from(port) == self.data_path_port => Some(DATA_PATH),
+            _ => None,
+        }
+    }
+}
+
+/// The owners of UDP ports.
+const DATA_PATH: &str = "the data path of the cluster";
+const ENCRYPTED_NETWORKS: &str = "encrypted networks of the cluster";
 
 impl Debug for Cluster {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::{EndpointMode, NetworkDriver, NetworkId, NodeId, PortSpec, ServiceId, TaskId};
+use crate::{
+    EndpointMode, NetworkDriver, NetworkId, NodeId, OwnEncryption, PeerEncryption, PortSpec,
+    ServiceId, TaskId,
+};
 
 /// A network that this node takes part in. Every node takes part in the ingress network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct NetworkPart {
     /// Each with its gateway address, which is the same on every node.
     pub subnets: Vec<(IpNet, IpAddr)>,
     pub options: BTreeMap<String, String>,
+    /// Of a network that each node makes for itself: the node's configuration that it is made of.
+    pub config_from: String,
 }
 
 /// This node itself, as its cluster sees it.
@@ -36,6 +41,7 @@ pub struct OwnPart {
     pub number: u32,
     /// UDP port of VXLAN, of the whole cluster.
     pub data_path_port: u16,
+    pub encryption: OwnEncryption,
 }
 
 /// Another node of the network; this node itself is never among them.
@@ -50,6 +56,8 @@ pub struct PeerPart {
     pub address: IpAddr,
     /// Bytes that a packet inside the network may have towards it; zero: as the network's.
     pub mtu: u32,
+    /// On an encrypted network, once the peer has said it.
+    pub encryption: Option<PeerEncryption>,
 }
 
 /// A service on one network.

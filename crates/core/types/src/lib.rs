@@ -9,6 +9,7 @@ mod check;
 mod cluster;
 mod constraint;
 mod directory;
+mod encryption;
 mod fault;
 mod ids;
 mod image_name;
@@ -24,12 +25,16 @@ mod task;
 pub use capability::{CAPABILITIES, Capability};
 pub use check::{
     POOL_DEFAULT, POOL_MASK, check_address_pools, check_aliases, check_cluster_spec, check_labels,
-    check_local_network_spec, check_network_spec, check_node_spec,
+    check_local_network_spec, check_network_spec, check_node_spec, check_udp_ports, from_config,
 };
 pub use cluster::{Cluster, ClusterSpec};
 pub use constraint::{Constraint, ConstraintKey, Matchable};
 pub use directory::{
     DirectoryUpdate, EndpointPart, NetworkPart, OwnPart, PeerPart, PortPart, ServicePart,
+};
+pub use encryption::{
+    EncryptionBackend, NetworkKey, NetworkKeys, NodeEncryption, OwnEncryption, PeerEncryption,
+    encryption_port,
 };
 pub use fault::{ErrorCode, Fault};
 pub use ids::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
@@ -44,7 +49,7 @@ pub use node::{
     Availability, Condition, ConditionCode, DataPath, ManagerStatus, Node, NodeDescription,
     NodeRole, NodeSpec, NodeState, NodeStatus, Platform,
 };
-pub use paths::{BadPath, NetworkCheck, PathCheck, PathTrouble};
+pub use paths::{BadPath, NetworkCheck, PathCheck, PathTrouble, TunnelCheck};
 pub use service::{Reason, Revision, Service, UpdateState, UpdateStatus};
 pub use spec::{
     ContainerSpec, DnsConfig, EndpointSpec, FailureAction, FileReference, Healthcheck, LogDriver,

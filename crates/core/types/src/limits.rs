@@ -54,6 +54,12 @@ pub const STATUS_TEXT_BYTES_MAX: usize = 1_024;
 pub const BAD_PATHS_MAX: usize = 32;
 /// Texts, and addresses, that a node says of one network when it is checked.
 pub const CHECK_TEXTS_MAX: usize = 32;
+/// Paths that a node says of one network: one to each other node.
+pub const CHECK_PATHS_MAX: usize = NODES_MAX;
+/// Causes of drops that a node names for a peer.
+pub const TUNNEL_DROPS_MAX: usize = 32;
+/// Bytes of the name of one.
+pub const TUNNEL_DROP_BYTES_MAX: usize = 64;
 /// Of the nodes that are watched, at most one in so many may be suspected: more are a sign of
 /// trouble at the end of the one who watches.
 pub const SUSPECTS_ONE_IN: usize = 3;
@@ -113,10 +119,21 @@ pub const NODE_ORPHAN_PERIOD: Millis = Millis::from_secs(24 * 3_600);
 /// What VXLAN adds to a packet, by the family of the addresses around it (RFC 7348, section 5).
 pub const VXLAN_OVERHEAD_V4: u32 = 50;
 pub const VXLAN_OVERHEAD_V6: u32 = 70;
+/// What an encrypted network adds: VXLAN over IPv4, for the tunnel inside has IPv4 addresses, and
+/// around it WireGuard: 32 of its own, 8 of UDP, 40 of IPv6. One figure for both families: 20 bytes
+/// are the price for a network that goes on when nodes get IPv6 addresses.
+pub const ENCRYPTED_OVERHEAD: u32 = VXLAN_OVERHEAD_V4 + 80;
 
 // Defaults, docker's where docker has one.
 /// UDP port of VXLAN, as docker's and IANA's.
 pub const DATA_PATH_PORT_DEFAULT: u16 = 4789;
+
+/// UDP ports of encrypted networks: below those that systems give out by themselves, assigned to
+/// nobody, and not the 51820 that other tunnels of a host have.
+pub const ENCRYPTION_PORTS_DEFAULT: [u16; 2] = [4793, 4794];
+
+/// Keys that a node may have at a time: an old one and a new one.
+pub const NETWORK_KEYS_PER_NODE_MAX: usize = 2;
 pub const STOP_GRACE_DEFAULT: Millis = Millis::from_secs(10);
 pub const RESTART_DELAY_DEFAULT: Millis = Millis::from_secs(5);
 pub const UPDATE_MONITOR_DEFAULT: Millis = Millis::from_secs(5);

@@ -2,8 +2,8 @@
 //!
 //! Owns: its record, the words of its options, which address somebody may have.
 //! Does not know: the cluster; which containers are on it.
-//! Invariant: its identity is no cluster's network's; the three predefined ones have theirs on
-//! every node.
+//! Invariant: its identity is no cluster's network's, unless it is this node's part of one; the
+//! three predefined ones have theirs on every node.
 
 use std::net::IpAddr;
 
@@ -20,6 +20,8 @@ pub struct LocalNetwork {
     pub spec: NetworkSpec,
     /// One at most of each family; chosen when the network was made, where nobody said which.
     pub subnets: Vec<Subnet>,
+    /// It is a network of the cluster, of which this node has made its part.
+    pub swarm: bool,
 }
 
 /// Docker's words for the options of networks that are one node's.
@@ -46,7 +48,13 @@ impl LocalNetwork {
             ipv4: true,
             ..NetworkSpec::default()
         };
-        Self { id: NetworkId::BRIDGE, created: Timestamp(0), spec, subnets: Vec::new() }
+        Self {
+            id: NetworkId::BRIDGE,
+            created: Timestamp(0),
+            spec,
+            subnets: Vec::new(),
+            swarm: false,
+        }
     }
 
     fn option(&self, key: &str) -> Option<&str> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{Labels, Meta, NetworkId, PortSpec};
+use crate::{Labels, Meta, NetworkId, PortSpec, limits};
 
 /// What a user wants of a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub struct NetworkSpec {
     pub ipam: Vec<IpamPool>,
     /// Docker's driver options, such as `com.docker.network.driver.mtu` and `encrypted`.
     pub options: BTreeMap<String, String>,
+    /// It is no network, but what networks of its node may be made of.
+    pub config_only: bool,
+    /// Name of such a one on each node that makes the network; empty: it is made of this alone.
+    pub config_from: String,
 }
 
 impl NetworkSpec {
@@ -39,6 +43,10 @@ impl NetworkSpec {
     pub const VNI: &str = "com.docker.network.driver.overlay.vxlanid_list";
     /// Option of an encrypted data path.
     pub const ENCRYPTED: &str = "encrypted";
+    /// Docker's option of answers that do not pass the balancer again; here none ever does.
+    pub const DIRECT: &str = "dsr";
+    /// Option of a network whose subnets may be those of others that have it, too.
+    pub const OVERLAP: &str = "overlap";
 
     /// The ingress network that a cluster begins with: of both families.
     #[must_use]
@@ -56,6 +64,34 @@ impl NetworkSpec {
     #[must_use]
     pub fn vni(&self) -> Option<u32> {
         self.options.get(Self::VNI)?.parse().ok()
+    }
+
+    /// Whether what it carries between nodes is encrypted: asked for by name, as docker does, or
+    /// with a value that means yes.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.says(Self::ENCRYPTED)
+    }
+
+    /// Whether the subnets that are asked for may be those of another network for which the same
+    /// was said: no container is on both.
+    #[must_use]
+    pub fn may_overlap(&self) -> bool {
+        self.says(Self::OVERLAP)
+    }
+
+    fn says(&self, option: &str) -> bool {
+        self.options.get(option).is_some_and(|value| ["", "true", "1"].contains(&&**value))
+    }
+
+    /// Bytes that it adds to a packet between nodes whose addresses are of a family.
+    #[must_use]
+    pub fn overhead(&self, underlay: Family) -> u32 {
+        match (self.is_encrypted(), underlay) {
+            (true, _) => limits::ENCRYPTED_OVERHEAD,
+            (false, Family::V4) => limits::VXLAN_OVERHEAD_V4,
+            (false, Family::V6) => limits::VXLAN_OVERHEAD_V6,
+        }
     }
 
     /// Whether subnets of this family are to be had.
@@ -124,6 +160,12 @@ pub enum NetworkDriver {
 impl NetworkDriver {
     pub const ALL: [Self; 6] =
         [Self::Overlay, Self::Bridge, Self::Host, Self::None, Self::Macvlan, Self::Ipvlan];
+
+    /// Each node makes such a network for itself, with subnets and addresses of its own.
+    #[must_use]
+    pub const fn is_of_nodes(self) -> bool {
+        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan)
+    }
 
     /// Docker's word.
     #[must_use]
@@ -262,10 +304,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// The VNI and subnets are given: tasks may be attached.
+    /// Tasks may be attached: the VNI and subnets are given, or its nodes choose them.
     #[must_use]
     pub fn is_allocated(&self) -> bool {
-        self.vni != 0 && !self.subnets.is_empty()
+        self.spec.driver.is_of_nodes() || (self.vni != 0 && !self.subnets.is_empty())
     }
 
     /// The subnet that an address lies in.

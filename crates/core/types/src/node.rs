@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use base::Timestamp;
 use ipnet::IpNet;
 
-use crate::{Labels, Meta, NodeId, PortBinding, Resources};
+use crate::{Labels, Meta, NodeEncryption, NodeId, PortBinding, Resources};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeRole {
@@ -48,7 +48,7 @@ impl Availability {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeState {
     /// Not heard of since this leader began, or not yet for as long as the grace.
     #[default]
@@ -59,6 +59,8 @@ pub enum NodeState {
 }
 
 impl NodeState {
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Down, Self::Ready, Self::Disconnected];
+
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -128,6 +130,8 @@ pub struct DataPath {
     /// Networks that the host has routes to, sorted; default routes are not among them, nor those
     /// that this cluster's networks made.
     pub routes: Vec<IpNet>,
+    /// `None`: not said yet.
+    pub encryption: Option<NodeEncryption>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -169,10 +173,12 @@ pub enum ConditionCode {
     DataPathBehind = 7,
     /// Packets of its containers do not reach other nodes, or not all of them.
     PeerPath = 8,
+    /// Packets of an encrypted network were seen unencrypted; they are dropped.
+    ClearText = 9,
 }
 
 impl ConditionCode {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ClockOff,
         Self::DiskFull,
         Self::StoreStopped,
@@ -181,6 +187,7 @@ impl ConditionCode {
         Self::ConntrackFull,
         Self::DataPathBehind,
         Self::PeerPath,
+        Self::ClearText,
     ];
 
     #[must_use]

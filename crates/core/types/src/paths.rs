@@ -3,9 +3,12 @@
 //! Owns: the words in which nodes tell the managers. Does not know: how a path is looked at.
 //! Invariant: a path is one direction's view, of a node to a peer of one network.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::{NetworkId, NodeId};
+use base::Millis;
+
+use crate::{EncryptionBackend, NetworkId, NodeId};
 
 /// What is wrong with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +41,7 @@ pub struct NetworkCheck {
 }
 
 /// What a node found of one path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathCheck {
     pub node: NodeId,
     /// Small packets, and how many of them were answered.
@@ -50,6 +53,25 @@ pub struct PathCheck {
     pub wanted: u32,
     /// Of the largest that does; zero: none.
     pub passes: u32,
+    /// On an encrypted network.
+    pub tunnel: Option<TunnelCheck>,
+}
+
+/// What a node sees of its tunnel to a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelCheck {
+    /// Who encrypts at the node.
+    pub backend: EncryptionBackend,
+    /// Of the key with which it sends to the peer.
+    pub generation: u32,
+    /// Since the last handshake; `None`: there was none, or none that still counts.
+    pub handshake_age: Option<Millis>,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// Packets of and to this peer, by cause.
+    pub drops: BTreeMap<String, u64>,
+    /// What the node says is wrong with it; empty: nothing that it knows of.
+    pub trouble: String,
 }
 
 impl PathCheck {

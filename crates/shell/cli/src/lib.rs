@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-pub use args::daemon::{DaemonArgs, LogFormat};
+pub use args::daemon::{DaemonArgs, Encryption, LogFormat};
 pub use error::{CliError, Exit};
 
 /// What a command line asks for.

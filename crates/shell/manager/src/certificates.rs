@@ -219,10 +219,15 @@ impl<S: Store, C: Clock> Bootstrap for CertificateApi<S, C> {
         _: Request<v1::GetRootRequest>,
     ) -> Result<Response<v1::GetRootResponse>, Status> {
         let view = self.store.snapshot();
-        answer(
-            cluster_of(&view)
-                .map(|cluster| v1::GetRootResponse { certificate: cluster.ca_certificate.clone() }),
-        )
+        answer(cluster_of(&view).map(|cluster| {
+            let path = match cluster.data_path_port {
+                0 => u32::from(types::limits::DATA_PATH_PORT_DEFAULT),
+                port => port,
+            };
+            let encryption = cluster.encryption_ports.map(u32::from);
+            let udp_ports = std::iter::once(path).chain(encryption).collect();
+            v1::GetRootResponse { certificate: cluster.ca_certificate.clone(), udp_ports }
+        }))
     }
 
     async fn issue(

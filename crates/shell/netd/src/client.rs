@@ -14,7 +14,7 @@ use types::{DirectoryUpdate, PortBinding, PortProtocol};
 use crate::counters::Counters;
 use crate::keeper::{Answer, Call, Command, Keeper};
 use crate::part::Change;
-use crate::{Container, Scope};
+use crate::{Container, Scope, Tunnel, TunnelStatus};
 
 /// How netd is found and started.
 #[derive(Clone, Debug)]
@@ -153,6 +153,26 @@ impl Client {
     /// Every container's rules lead to the ports of this epoch: a replaced netd may end.
     pub async fn settled(&self, epoch: u64) -> Result<(), ClientError> {
         self.call(Call::Settled(epoch)).await.map(drop)
+    }
+
+    /// Serves exactly these tunnels. Whether they work is told by [`Client::tunnels`]: those that
+    /// do not are tried until they do. netd goes on with them when this daemon ends.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn set_tunnels(&self, tunnels: Vec<Tunnel>) -> Result<(), ClientError> {
+        self.call(Call::Tunnels(tunnels)).await.map(drop)
+    }
+
+    /// What is seen of the tunnels that are served.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn tunnels(&self) -> Result<Vec<TunnelStatus>, ClientError> {
+        match self.call(Call::TunnelsSeen).await? {
+            Answer::Tunnels(tunnels) => Ok(tunnels),
+            _ => Err(ClientError::Late),
+        }
     }
 
     pub async fn status(&self) -> Result<Status, ClientError> {

@@ -3,11 +3,12 @@
 //! Owns: the ways in. Does not know: how inputs are made.
 //! Invariant: whatever the bytes are, nothing panics, and what is answered can be read.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hickory_proto::op::Message;
 use tokio::time::Instant;
-use types::{DirectoryUpdate, NetworkId};
+use types::{DirectoryUpdate, NetworkId, NetworkKey};
 
 use crate::cache::{self, Cache};
 use crate::forward::fits;
@@ -17,6 +18,7 @@ use crate::proto::{Decoder, PIECE_BYTES_MAX, Reply, Request};
 use crate::query::{Malformed, Query, refuse_malformed};
 use crate::resolve::{Records, Scratch, Verdict};
 use crate::site::Via;
+use crate::tunnels::{Tunnel, TunnelPeer, TunnelPeerStatus, TunnelStatus, TunnelTraffic};
 use crate::{Container, Forward, Scope};
 
 /// What is known, without the process around it.
@@ -125,7 +127,12 @@ pub fn frames(bytes: &[u8]) {
     for piece in [first, second] {
         decoder.push(piece);
         while let Ok(Some(frame)) = decoder.next_frame() {
-            drop(Reply::decode(&frame));
+            if let Ok(Some(reply)) = Reply::decode(&frame) {
+                let mut again = Decoder::default();
+                again.push(&reply.encode(frame.tag));
+                let read = again.next_frame().ok().flatten().map(|frame| Reply::decode(&frame));
+                assert_eq!(read, Some(Ok(Some(reply))), "what was written is read");
+            }
             let Ok(Some(request)) = Request::decode(&frame) else { continue };
             let mut again = Decoder::default();
             again.push(&request.encode(frame.tag));
@@ -154,6 +161,8 @@ pub fn seeds(update: &DirectoryUpdate) -> Vec<Vec<u8>> {
         Request::Release("a".into()),
         Request::Reserve { more: false, bindings: Vec::new() },
         Request::Loopback6(vec![(types::PortProtocol::Tcp, 80)]),
+        Request::Tunnels { more: false, tunnels: vec![tunnel()] },
+        Request::TunnelsSeen,
         Request::Status,
         Request::Yield,
         Request::Stop { forget: true },
@@ -163,6 +172,7 @@ pub fn seeds(update: &DirectoryUpdate) -> Vec<Vec<u8>> {
         Reply::Done,
         Reply::Served { port: 7, error: String::new() },
         Reply::Reserved { more: false, missing: Vec::new() },
+        Reply::Tunnels { more: false, tunnels: vec![tunnel_status()] },
     ];
     let requests = requests.iter().map(|request| request.encode(2));
     let replies = replies.iter().map(|reply| reply.encode(2));
@@ -170,4 +180,44 @@ pub fn seeds(update: &DirectoryUpdate) -> Vec<Vec<u8>> {
         directory.collect::<Vec<_>>().concat(),
         requests.chain(replies).collect::<Vec<_>>().concat(),
     ]
+}
+
+fn tunnel() -> Tunnel {
+    let peer = |number: u8, endpoint: Option<&str>| TunnelPeer {
+        number: number.into(),
+        key: NetworkKey([number; 32]),
+        endpoint: endpoint.and_then(|text| text.parse().ok()),
+        address: [10, 0, 0, number].into(),
+        keepalive: endpoint.is_none(),
+    };
+    Tunnel {
+        generation: 1,
+        netns: "/proc/1/ns/net".into(),
+        device: "wg1".into(),
+        port: 7_947,
+        address: [10, 0, 0, 1].into(),
+        mtu: 1_440,
+        key_file: "/key".into(),
+        peers: vec![peer(2, Some("192.0.2.2:7947")), peer(3, Some("[fd00::3]:1")), peer(4, None)],
+    }
+}
+
+fn tunnel_status() -> TunnelStatus {
+    let drops = BTreeMap::from([("forged".to_owned(), 1), ("garbage".to_owned(), 2)]);
+    let peer = TunnelPeerStatus {
+        key: NetworkKey([2; 32]),
+        endpoint: "[fd00::3]:1".parse().ok(),
+        handshake_age: Some(Duration::from_secs(1)),
+        has_session: true,
+        traffic: TunnelTraffic { sent_bytes: 7, ..TunnelTraffic::default() },
+        drops: drops.clone(),
+    };
+    TunnelStatus {
+        generation: 1,
+        key: Some(NetworkKey([1; 32])),
+        failure: Some("none".into()),
+        drops,
+        peers: vec![peer],
+        ..TunnelStatus::default()
+    }
 }

@@ -21,7 +21,8 @@ use crate::link::{ANSWER_TIME, Link};
 use crate::part::{Change, Mirror};
 use crate::proto::{PIECE_BYTES_MAX, Reply, Request};
 use crate::server::{directory_requests, reserve_requests};
-use crate::{Container, Scope};
+use crate::tunnels::{self, tunnel_requests};
+use crate::{Container, Scope, Tunnel, TunnelStatus};
 
 #[derive(Debug)]
 pub(crate) struct Command {
@@ -38,6 +39,8 @@ pub(crate) enum Call {
     Release(String),
     Reserve(BTreeSet<PortBinding>),
     Loopback6(BTreeSet<(PortProtocol, u16)>),
+    Tunnels(Vec<Tunnel>),
+    TunnelsSeen,
     Settled(u64),
     Status,
     Stop,
@@ -48,6 +51,7 @@ pub(crate) enum Answer {
     Done,
     Port(u16),
     Missing(Vec<PortBinding>),
+    Tunnels(Vec<TunnelStatus>),
     Status(Box<Status>),
 }
 
@@ -62,6 +66,7 @@ struct Wanted {
     /// `None` until asked for, as above.
     bindings: Option<BTreeSet<PortBinding>>,
     loopback: Option<BTreeSet<(PortProtocol, u16)>>,
+    tunnels: Option<Vec<Tunnel>>,
 }
 
 /// What an answer is waited for.
@@ -79,6 +84,7 @@ enum What {
     Plain,
     Serve(String),
     Reserve(Vec<PortBinding>),
+    Tunnels(Vec<TunnelStatus>),
     Status(Box<Status>),
     Stop,
 }
@@ -255,6 +261,13 @@ impl Keeper {
                 self.wanted.loopback = Some(ports);
                 self.send(&request, What::Plain, done, false);
             }
+            Call::Tunnels(tunnels) => {
+                self.wanted.tunnels = Some(tunnels);
+                self.send_tunnels(done, false);
+            }
+            Call::TunnelsSeen => {
+                self.send(&Request::TunnelsSeen, What::Tunnels(Vec::new()), done, false);
+            }
             Call::Settled(epoch) => {
                 if let Some((_, until)) = self.old.as_mut().filter(|_| epoch == self.epoch) {
                     *until = Instant::now();
@@ -293,6 +306,13 @@ impl Keeper {
         self.wait(tag, What::Reserve(Vec::new()), done, is_refeed);
     }
 
+    fn send_tunnels(&mut self, done: Option<Done>, is_refeed: bool) {
+        let tunnels = self.wanted.tunnels.clone().unwrap_or_default();
+        let tag = self.tag();
+        self.outbox.extend(tunnel_requests(tunnels).map(|request| request.encode(tag)));
+        self.wait(tag, What::Plain, done, is_refeed);
+    }
+
     /// True when netd was stopped.
     fn take_reply(&mut self, tag: u32, reply: Reply) -> bool {
         let Some(mut waiting) = self.waiting.remove(&tag) else { return false };
@@ -315,6 +335,14 @@ impl Keeper {
                     return false;
                 }
                 Ok(Answer::Missing(std::mem::take(all)))
+            }
+            (What::Tunnels(all), Reply::Tunnels { more, tunnels }) => {
+                tunnels::join(all, tunnels);
+                if more {
+                    self.waiting.insert(tag, waiting);
+                    return false;
+                }
+                Ok(Answer::Tunnels(std::mem::take(all)))
             }
             (What::Status(all), Reply::Status { more, index, counters, containers }) => {
                 all.containers.extend(containers);
@@ -402,6 +430,9 @@ impl Keeper {
             What::Status(_) => {
                 self.send(&Request::Status, What::Status(Box::default()), done, false);
             }
+            What::Tunnels(_) => {
+                self.send(&Request::TunnelsSeen, What::Tunnels(Vec::new()), done, false);
+            }
             What::Stop => self.send(&Request::Stop { forget: true }, What::Stop, done, false),
         }
     }
@@ -437,6 +468,9 @@ impl Keeper {
     }
 
     fn refeed(&mut self) {
+        if self.wanted.tunnels.is_some() {
+            self.send_tunnels(None, true);
+        }
         for scope in Scope::ALL {
             let slot = scope as usize;
             if !self.wanted.is_whole[slot] {

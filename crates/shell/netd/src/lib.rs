@@ -1,4 +1,4 @@
-//! What must outlive the daemon: names, reserved ports and the ::1 forwarder of one node.
+//! What must outlive the daemon: names, reserved ports, the ::1 forwarder and tunnels of one node.
 //!
 //! Owns: the process `shoal netd`, the daemon's way to it, and what a container's `resolv.conf`
 //! says.
@@ -34,6 +34,7 @@ mod resolve;
 mod server;
 mod site;
 mod spaces;
+mod tunnels;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ use types::NetworkId;
 pub use client::{Client, ClientError, Options, Ports, Status};
 pub use counters::Counters;
 pub use resolv::{RESOLVER, resolv_conf};
+pub use tunnels::{Tunnel, TunnelPeer, TunnelPeerStatus, TunnelStatus, TunnelTraffic};
 
 /// First argument that makes the binary netd.
 pub const SUBCOMMAND: &str = "netd";

@@ -16,7 +16,8 @@ use types::{NetworkId, PortBinding, PortProtocol};
 
 use crate::codec::{CodecError, Reader, Writer};
 use crate::part::network_id;
-use crate::{Container, Forward, Origin, Scope, Upstream};
+use crate::tunnels::{put_statuses, put_tunnels, take_statuses, take_tunnels};
+use crate::{Container, Forward, Origin, Scope, Tunnel, TunnelStatus, Upstream};
 
 /// Version written into every frame.
 pub const VERSION: u8 = 1;
@@ -47,8 +48,16 @@ pub(crate) enum Request {
     },
     /// The whole set of ports that ::1 is forwarded on.
     Loopback6(Vec<(PortProtocol, u16)>),
+    /// All tunnels that are to be served, in pieces; a tunnel with more peers than fit into one
+    /// comes again in the next. It takes effect with the last one.
+    Tunnels {
+        more: bool,
+        tunnels: Vec<Tunnel>,
+    },
+    /// What is seen of the tunnels.
+    TunnelsSeen,
     Status,
-    /// Give all ports up, for a successor, and remember them.
+    /// Give all ports and tunnels up, for a successor, and remember them.
     Yield,
     /// End; with `forget` also without a trace in the run directory.
     Stop {
@@ -81,6 +90,11 @@ pub(crate) enum Reply {
         index: u64,
         counters: Vec<u64>,
         containers: Vec<(String, u16)>,
+    },
+    /// What is seen of tunnels, in pieces as they are asked for.
+    Tunnels {
+        more: bool,
+        tunnels: Vec<TunnelStatus>,
     },
 }
 
@@ -174,6 +188,12 @@ impl Request {
                 });
                 LOOPBACK6
             }
+            Self::Tunnels { more, tunnels } => {
+                w.flag(*more);
+                put_tunnels(&mut w, tunnels);
+                TUNNELS
+            }
+            Self::TunnelsSeen => TUNNELS_SEEN,
             Self::Status => STATUS,
             Self::Yield => YIELD,
             Self::Stop { forget } => {
@@ -213,6 +233,8 @@ impl Request {
                         .collect(),
                 )
             }
+            TUNNELS => Self::Tunnels { more: r.flag()?, tunnels: take_tunnels(r)? },
+            TUNNELS_SEEN => Self::TunnelsSeen,
             STATUS => Self::Status,
             YIELD => Self::Yield,
             STOP => Self::Stop { forget: r.flag()? },
@@ -251,6 +273,11 @@ impl Reply {
                 });
                 STATUS_REPLY
             }
+            Self::Tunnels { more, tunnels } => {
+                w.flag(*more);
+                put_statuses(&mut w, tunnels);
+                TUNNELS_REPLY
+            }
         };
         frame(kind, tag, &w.bytes)
     }
@@ -274,6 +301,7 @@ impl Reply {
                 counters: r.list(Reader::u64)?,
                 containers: r.list(|r| Ok((r.text()?, r.u16()?)))?,
             },
+            TUNNELS_REPLY => Self::Tunnels { more: r.flag()?, tunnels: take_statuses(r)? },
             _ => return Ok(None),
         }))
     }
@@ -359,12 +387,15 @@ const LOOPBACK6: u8 = 5;
 const STATUS: u8 = 6;
 const STOP: u8 = 7;
 const YIELD: u8 = 8;
+const TUNNELS: u8 = 9;
+const TUNNELS_SEEN: u8 = 10;
 
 const HELLO: u8 = 128;
 const DONE: u8 = 129;
 const SERVED: u8 = 130;
 const RESERVED: u8 = 131;
 const STATUS_REPLY: u8 = 132;
+const TUNNELS_REPLY: u8 = 133;
 
 /// The address that is forwarded.
 pub(crate) const LOOPBACK6_ADDRESS: Ipv6Addr = Ipv6Addr::LOCALHOST;

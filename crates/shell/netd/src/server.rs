@@ -29,7 +29,8 @@ use crate::proto::{BINDINGS_MAX, Decoder, PIECE_BYTES_MAX, READ_BYTES, Reply, Re
 use crate::reserve::Reserved;
 use crate::site::{Served, Shared};
 use crate::spaces::{SpaceId, Spaces, space_id};
-use crate::{Container, Scope};
+use crate::tunnels::{self, Tunnels, tunnel_replies, tunnel_requests};
+use crate::{Container, Scope, Tunnel};
 
 /// What keeps netd from beginning.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +101,7 @@ async fn serve(dir: &Path, build: String) -> io::Result<()> {
                 } else if now - *alone_since.get_or_insert(now) >= ALONE_TIME {
                     return Ok(());
                 }
-                netd.state.lock().await.retry(&netd.shared).await;
+                netd.state.lock().await.retry(&netd.shared, is_reachable).await;
             }
         }
     }
@@ -141,9 +142,9 @@ struct Netd {
 struct State {
     dir: PathBuf,
     served: BTreeMap<String, Served>,
-    /// Containers whose sockets could not be opened, with the reason.
     reserved: Reserved,
     missing: Vec<PortBinding>,
+    tunnels: Tunnels,
     index: [u64; 2],
     journal: Journal,
 }
@@ -156,6 +157,7 @@ struct Staged {
     change: Change,
     frames: Vec<u8>,
     bindings: Vec<PortBinding>,
+    tunnels: Vec<Tunnel>,
 }
 
 impl Netd {
@@ -171,6 +173,8 @@ impl Netd {
                     // What could be done then and cannot be now is asked for again by a daemon.
                     let _ = state.carry_out(&self.shared, &mut staged, request, Origin::File).await;
                 }
+                // Tunnels, which stand first, begin before all names are read.
+                tokio::task::yield_now().await;
             })
             .await?;
         state.write_all(&self.shared);
@@ -237,6 +241,7 @@ impl State {
             served: BTreeMap::new(),
             reserved: Reserved::default(),
             missing: Vec::new(),
+            tunnels: Tunnels::default(),
             index: [0; 2],
             journal: Journal::new(dir),
         }
@@ -254,8 +259,7 @@ impl State {
         let frame = if is_kept { request.frame_to_keep() } else { Vec::new() };
         let reply = match request {
             Request::Directory { scope, full, more, index, piece } => {
-                let change = staged.take(shared, full, more, &piece, &frame)?;
-                if let Some(change) = change {
+                if let Some(change) = staged.take(shared, full, more, &piece, &frame)? {
                     self.apply(shared, scope, index, change);
                     let frames = std::mem::take(&mut staged.frames);
                     self.keep(shared, is_kept, full, &frames);
@@ -268,9 +272,8 @@ impl State {
                 reply
             }
             Request::Release(id) => {
-                if self.served.remove(&id).is_some() {
-                    self.keep(shared, is_kept, false, &frame);
-                }
+                let was_served = self.release(&id).await;
+                self.keep(shared, is_kept && was_served, false, &frame);
                 Reply::Done
             }
             Request::Reserve { more, bindings } => {
@@ -281,32 +284,34 @@ impl State {
                 if more {
                     return Some(Vec::new());
                 }
-                let wanted: BTreeSet<PortBinding> = staged.bindings.drain(..).collect();
-                let is_new = !self.reserved.wanted().eq(wanted.iter());
-                self.missing = self.reserved.reserve(shared, wanted).await;
-                if is_new {
-                    let bindings: Vec<PortBinding> = self.reserved.wanted().copied().collect();
-                    let frames: Vec<Vec<u8>> =
-                        reserve_requests(&bindings).map(|request| request.encode(0)).collect();
-                    self.keep(shared, is_kept, false, &frames.concat());
-                }
-                return Some(in_pieces(&self.missing));
+                let wanted = staged.bindings.drain(..).collect();
+                return Some(self.reserve(shared, wanted, is_kept).await);
             }
             Request::Loopback6(ports) => {
                 self.reserved.forward(shared, ports.into_iter().collect()).await;
                 self.keep(shared, is_kept, false, &frame);
                 Reply::Done
             }
+            Request::Tunnels { more, tunnels } => {
+                tunnels::join(&mut staged.tunnels, tunnels);
+                if tunnels::are_too_many(&staged.tunnels) {
+                    return None;
+                }
+                if more {
+                    return Some(Vec::new());
+                }
+                self.set_tunnels(shared, std::mem::take(&mut staged.tunnels), is_kept).await;
+                Reply::Done
+            }
+            Request::TunnelsSeen => return Some(tunnel_replies(self.tunnels.statuses())),
             Request::Yield => {
-                self.reserved = std::mem::take(&mut self.reserved).give_up().await;
-                self.missing.clear();
+                self.give_up().await;
                 Reply::Done
             }
             Request::Status => return Some(self.status(shared)),
             Request::Stop { forget } => {
                 if forget {
-                    self.journal.forget();
-                    let _ = std::fs::remove_file(self.dir.join(SOCKET));
+                    self.forget().await;
                 }
                 Reply::Done
             }
@@ -341,7 +346,7 @@ impl State {
                 Err(container) => container,
             },
         };
-        self.served.remove(&id);
+        self.release(&id).await;
         match Served::begin(shared, container).await {
             Ok(served) => {
                 let port = served.port();
@@ -352,8 +357,61 @@ impl State {
         }
     }
 
-    /// Tries once more what another program had.
-    async fn retry(&mut self, shared: &Rc<Shared>) {
+    /// Whether it was served; its port is free then.
+    async fn release(&mut self, id: &str) -> bool {
+        let Some(served) = self.served.remove(id) else { return false };
+        served.end().await;
+        true
+    }
+
+    /// Lets a successor have everything that only one can.
+    async fn give_up(&mut self) {
+        self.tunnels.give_up().await;
+        self.reserved = std::mem::take(&mut self.reserved).give_up().await;
+        self.missing.clear();
+    }
+
+    /// Leaves no trace.
+    async fn forget(&mut self) {
+        self.tunnels.remove().await;
+        self.journal.forget();
+        let _ = std::fs::remove_file(self.dir.join(SOCKET));
+    }
+
+    async fn reserve(
+        &mut self,
+        shared: &Rc<Shared>,
+        wanted: BTreeSet<PortBinding>,
+        is_kept: bool,
+    ) -> Vec<Reply> {
+        let is_new = !self.reserved.wanted().eq(wanted.iter());
+        self.missing = self.reserved.reserve(shared, wanted).await;
+        if is_new {
+            let bindings: Vec<PortBinding> = self.reserved.wanted().copied().collect();
+            let frames: Vec<Vec<u8>> =
+                reserve_requests(&bindings).map(|request| request.encode(0)).collect();
+            self.keep(shared, is_kept, false, &frames.concat());
+        }
+        in_pieces(&self.missing)
+    }
+
+    async fn set_tunnels(&mut self, shared: &Rc<Shared>, wanted: Vec<Tunnel>, is_kept: bool) {
+        let is_new = self.tunnels.wanted() != wanted;
+        // Even if not: there may be a reason why it is said now.
+        self.tunnels.set(shared, wanted).await;
+        if is_kept && is_new {
+            let requests = tunnel_requests(self.tunnels.wanted());
+            let frames: Vec<Vec<u8>> = requests.map(|request| request.encode(0)).collect();
+            self.keep(shared, is_kept, false, &frames.concat());
+        }
+    }
+
+    /// Tries once more what another program had, and what a successor should have taken but did
+    /// not.
+    async fn retry(&mut self, shared: &Rc<Shared>, is_reachable: bool) {
+        if is_reachable {
+            self.tunnels.resume(shared).await;
+        }
         if !self.missing.is_empty() {
             let wanted = self.reserved.wanted().copied().collect();
             self.missing = self.reserved.reserve(shared, wanted).await;
@@ -399,7 +457,9 @@ impl State {
         let bindings: Vec<PortBinding> = self.reserved.wanted().copied().collect();
         let ports = reserve_requests(&bindings)
             .chain([Request::Loopback6(self.reserved.wanted_loopback())]);
-        let requests = directories.chain(served).chain(ports).map(|request| request.encode(0));
+        let tunnels = tunnel_requests(self.tunnels.wanted());
+        let requests = tunnels.chain(directories).chain(served).chain(ports);
+        let requests = requests.map(|request| request.encode(0));
         if let Err(error) = self.journal.write_all(requests) {
             eprintln!("shoal netd: the state cannot be kept: {error}");
         }
@@ -407,9 +467,12 @@ impl State {
 }
 
 impl Request {
-    /// A whole directory is not kept as it came, but written anew.
+    /// A whole directory is not kept as it came, but written anew; tunnels once they are whole.
     fn frame_to_keep(&self) -> Vec<u8> {
-        if matches!(self, Self::Directory { full: true, .. }) { Vec::new() } else { self.encode(0) }
+        match self {
+            Self::Directory { full: true, .. } | Self::Tunnels { .. } => Vec::new(),
+            _ => self.encode(0),
+        }
     }
 }
 
@@ -497,3 +560,104 @@ const PARTS_MAX: usize = 2_000_000;
 const CHANGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Every port of every protocol, and as many on single addresses.
 const BINDINGS_ALL_MAX: usize = 400_000;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::time::Instant;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// Until it has worked so often.
+    async fn await_start(state: &State, starts: u64) {
+        let begun = Instant::now();
+        loop {
+            let seen = state.tunnels.statuses();
+            if let [one] = &*seen
+                && one.key.is_some()
+            {
+                assert_eq!(one.starts, starts);
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "{seen:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn take_back(dir: &Path) {
+        let inside = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let inside = inside.join().unwrap();
+        let key_file = dir.join("key");
+        let key = tunnel::PrivateKey::generate().unwrap();
+        let mut options = File::options();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&key_file).unwrap();
+        file.write_all(key.to_text().as_bytes()).unwrap();
+        let wanted = Tunnel {
+            generation: 1,
+            netns: format!("/proc/self/fd/{}", inside.as_raw_fd()).into(),
+            device: "enc1".into(),
+            port: 51_900,
+            address: [10, 99, 0, 1].into(),
+            mtu: 1_400,
+            key_file,
+            peers: Vec::new(),
+        };
+        let is_free = || UdpSocket::bind(("0.0.0.0", wanted.port)).is_ok();
+        let shared = Rc::new(Shared::new(Spaces::start().unwrap()));
+        let (mut state, mut staged) = (State::new(dir), Staged::default());
+        let request = Request::Tunnels { more: false, tunnels: vec![wanted.clone()] };
+        state.carry_out(&shared, &mut staged, request, Origin::File).await.unwrap();
+        await_start(&state, 1).await;
+        assert!(!is_free());
+
+        // A successor has its time, and is told what it is to serve by the file.
+        state.carry_out(&shared, &mut staged, Request::Yield, Origin::Daemon).await.unwrap();
+        let second = Duration::from_secs(1);
+        state.tunnels.let_successor_time_pass(second);
+        state.retry(&shared, true).await;
+        assert!(state.tunnels.statuses().is_empty() && is_free());
+        assert_eq!(state.tunnels.wanted(), std::slice::from_ref(&wanted));
+        // One that has the directory's socket is there, however long it takes.
+        state.tunnels.let_successor_time_pass(Duration::ZERO);
+        state.retry(&shared, false).await;
+        assert!(state.tunnels.statuses().is_empty() && is_free());
+        // None came: they are served again, once.
+        state.retry(&shared, true).await;
+        await_start(&state, 1).await;
+        state.retry(&shared, true).await;
+        await_start(&state, 1).await;
+        assert!(!is_free());
+        assert_eq!(state.tunnels.wanted(), std::slice::from_ref(&wanted));
+
+        // What a daemon says after a hand-over is what counts.
+        state.carry_out(&shared, &mut staged, Request::Yield, Origin::Daemon).await.unwrap();
+        let request = Request::Tunnels { more: false, tunnels: Vec::new() };
+        state.carry_out(&shared, &mut staged, request, Origin::File).await.unwrap();
+        state.tunnels.let_successor_time_pass(Duration::ZERO);
+        state.retry(&shared, true).await;
+        assert!(state.tunnels.statuses().is_empty() && is_free());
+    }
+
+    #[test]
+    fn tunnels_are_taken_back_when_no_successor_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        // A host of its own: its port is nobody's.
+        let host = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            LocalSet::new().block_on(&runtime, take_back(&path));
+        });
+        host.join().unwrap();
+    }
+}

@@ -195,6 +195,16 @@ impl Served {
         self.port
     }
 
+    /// Ends it; its port is free then. To drop it takes the loops a while longer.
+    pub(crate) async fn end(mut self) {
+        for one in &self.loops {
+            one.abort();
+        }
+        for one in &mut self.loops {
+            let _ = one.await;
+        }
+    }
+
     pub(crate) fn container(&self) -> Container {
         self.site.container.borrow().clone()
     }
@@ -257,10 +267,12 @@ async fn answer_datagrams(shared: Rc<Shared>, site: Rc<Site>, socket: Rc<UdpSock
         }
         while forwards.try_join_next().is_some() {}
         answer_batch(&shared, &site, &socket, |question, peer| {
-            let (shared, site, socket) = (shared.clone(), site.clone(), socket.clone());
+            // The port is to be free when the loop has ended, whoever still waits for a server.
+            let (shared, site, socket) = (shared.clone(), site.clone(), Rc::downgrade(&socket));
             forwards.spawn_local(async move {
                 let answer = forward::ask(&shared, &site, question, Via::Datagram).await;
-                if socket.try_send_to(&answer, peer).is_err() {
+                let sent = socket.upgrade().map(|socket| socket.try_send_to(&answer, peer));
+                if sent.is_none_or(|sent| sent.is_err()) {
                     count(&shared.counting.undelivered);
                 }
             });

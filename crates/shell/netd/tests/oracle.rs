@@ -37,6 +37,7 @@ fn network(number: usize) -> NetworkPart {
         encrypted: false,
         subnets: vec![(v4, v4.hosts().next().unwrap()), (v6, v6.hosts().next().unwrap())],
         options: [].into(),
+        config_from: String::new(),
     }
 }
 

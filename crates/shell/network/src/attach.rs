@@ -39,10 +39,11 @@ impl Node {
             }
         }
         self.records.write(&wanted.id, &container)?;
-        self.ensure_namespace(&wanted.id, wanted.attachments.first().map(|a| a.network))?;
+        let first = wanted.attachments.first().map(|a| a.network);
+        let made = self.ensure_namespace(&wanted.id, first)?;
         // The links first: what leads to a container needs them.
         let changes = self.planner.attach(&wanted.id, container.clone());
-        let connected = self.connect(&wanted.id, Lead::Elsewhere);
+        let connected = self.connect(&wanted.id, Lead::Elsewhere, made);
         self.carry_out(changes, &BTreeSet::new())?;
         connected?;
         self.cut(&wanted.id, &gone)?;
@@ -239,33 +240,49 @@ impl Node {
         Err(io::Error::other("no free port of this node was found"))
     }
 
-    /// The namespace of a container; on the network of the host it is the host's.
-    fn ensure_namespace(&mut self, id: &str, first: Option<NetworkId>) -> io::Result<()> {
+    /// The namespace of a container; on the network of the host it is the host's. Answers one that
+    /// was made just now.
+    fn ensure_namespace(
+        &mut self,
+        id: &str,
+        first: Option<NetworkId>,
+    ) -> io::Result<Option<Space>> {
         if self.containers.is_mounted(id) {
-            return Ok(());
+            return Ok(None);
         }
         if first == Some(NetworkId::HOST) {
-            return self.containers.adopt(id, &self.namespace);
+            return self.containers.adopt(id, &self.namespace).map(|()| None);
         }
         self.containers.make(id, || {
             sysctl::container();
             let mut space = Space::open(Kind::Container)?;
-            match space.index(link::LOOPBACK)? {
-                Some(loopback) => space.route.request(route::set_up(loopback)),
-                None => Ok(()),
-            }
+            space.route.request(route::set_up(LOOPBACK))?;
+            Ok(Some(space))
         })
     }
 
-    /// Lays the links that are missing, and configures the container's ends.
+    /// Lays the links that are missing, and configures the container's ends. In a namespace that
+    /// was `made` just now, there are none.
     /// Answers how much of these differed.
-    pub(crate) fn connect(&mut self, id: &str, lead: Lead) -> io::Result<usize> {
+    pub(crate) fn connect(
+        &mut self,
+        id: &str,
+        lead: Lead,
+        made: Option<Space>,
+    ) -> io::Result<usize> {
         let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(0) };
         if container.links.is_empty() {
             return Ok(0);
         }
-        let mut inside = self.containers.enter(id, || Space::open(Kind::Container))?;
-        let there = inside.learn_links()?;
+        let new = made.is_some();
+        let (mut inside, there) = match made {
+            Some(space) => (space, Vec::new()),
+            None => {
+                let mut space = self.containers.enter(id, || Space::open(Kind::Container))?;
+                let there = space.learn_links()?;
+                (space, there)
+            }
+        };
         let known = self.interfaces(&container);
         let namespace = self.containers.open_one(id)?;
         let mut laid = Vec::new();
@@ -279,7 +296,8 @@ impl Node {
             }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
-            let near = space.index_of(&end.link)?;
+            // One that is left of an earlier namespace is found when it is in the way.
+            let near = if new { None } else { space.index_of(&end.link)? };
             if near.is_some() && far.is_some_and(|link| link.up) {
                 continue;
             }
@@ -303,8 +321,14 @@ impl Node {
             }
         }
         let interfaces: Vec<Interface> = known.into_iter().map(|(_, one)| one).collect();
-        let empty = !laid.is_empty() && there.len() <= 1;
-        self.configure(&mut inside, &interfaces, container.outward, empty)
+        let state = if new {
+            Inside::New
+        } else if !laid.is_empty() && there.len() <= 1 {
+            Inside::Empty
+        } else {
+            Inside::Unknown
+        };
+        self.configure(&mut inside, &interfaces, container.outward, state)
     }
 
     /// Our end was up before the other one. It drops what it should send until the kernel has seen
@@ -331,7 +355,7 @@ impl Node {
             let key =
                 netplan::RouteKey { table: netplan::MAIN_TABLE, net: ipnet::IpNet::from(address) };
             if let Some(to) = wanted.routes.get(&key) {
-                part.routes.insert(key, to.clone());
+                part.routes.insert(key, *to);
             }
             let key = (end.link.clone(), address);
             if let Some(hardware) = wanted.neighbours.get(&key) {
@@ -358,23 +382,26 @@ impl Node {
         inside: &mut Space,
         interfaces: &[Interface],
         outward: bool,
-        empty: bool,
+        state: Inside,
     ) -> io::Result<usize> {
         let (wanted, rules) = container::inside(interfaces, outward, self.v6_outwards);
         for family in [V4, V6] {
             let wanted: Vec<&SourceRule> =
                 rules.iter().filter(|rule| route::family_of(rule.source) == family).collect();
-            if empty && wanted.is_empty() {
+            if state != Inside::Unknown && wanted.is_empty() {
                 continue;
             }
-            let there = inside.route.source_rules(family)?;
+            let there = match state {
+                Inside::New => Vec::new(),
+                Inside::Empty | Inside::Unknown => inside.route.source_rules(family)?,
+            };
             let gone = there.iter().filter(|rule| !wanted.contains(rule)).map(delete_source_rule);
             inside.route.batch(gone.collect(), route::ABSENT)?;
             let missing = wanted.iter().filter(|rule| !there.contains(rule));
             let missing = missing.map(|rule| add_source_rule(rule));
             inside.route.batch(missing.collect(), route::PRESENT)?;
         }
-        if empty {
+        if state != Inside::Unknown {
             return inside.apply(&container::additions(&wanted)).map(|()| 0);
         }
         // What a container added itself is its own affair.
@@ -390,7 +417,7 @@ impl Node {
             if self.containers.is_mounted(id) && !self.is_connected(id)? {
                 count += 1;
                 // One that cannot be mended must not keep the others from it.
-                let mended = self.connect(id, Lead::Here).map(drop);
+                let mended = self.connect(id, Lead::Here, None).map(drop);
                 result = result.and(mended);
             }
         }
@@ -402,7 +429,7 @@ impl Node {
         for id in turn {
             self.compared.clone_from(id);
             if self.containers.is_mounted(id) {
-                match self.connect(id, Lead::Here) {
+                match self.connect(id, Lead::Here, None) {
                     Ok(differing) => count += differing,
                     Err(error) => result = result.and(Err(error)),
                 }
@@ -494,6 +521,16 @@ pub(crate) enum Lead {
     Elsewhere,
 }
 
+/// What a container's namespace holds besides the links that were laid just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    /// Nothing.
+    New,
+    /// Neither addresses nor routes.
+    Empty,
+    Unknown,
+}
+
 /// Makes one pair: our end is up at once, the container's is set up from inside.
 fn lay(
     space: &mut Space,
@@ -514,15 +551,26 @@ fn lay(
         mtu: interface.mtu,
         namespace: Some(namespace),
     };
-    space.route.request(route::add_pair(&near, &far))?;
-    let Some(index) = space.index_of(&end.link)? else {
-        return Err(io::Error::other(format!("{} vanished", end.link)));
-    };
     // Nobody on a network sends with another's address; the mesh has a rule for both families.
     let strict = end.network.is_some();
-    let all = vec![route::quiet(index, strict), route::dress(index, alias, interface.mtu)];
-    space.route.batch(all, &[])
+    let all = vec![
+        route::add_pair(&near, &far),
+        route::quiet(0, strict).text(libc::IFLA_IFNAME, &end.link),
+        route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link),
+    ];
+    match space.route.batch(all.clone(), &[]) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            if let Some(near) = space.index_of(&end.link)? {
+                space.route.batch(vec![route::delete_link(near)], route::ABSENT)?;
+            }
+            space.route.batch(all, &[])
+        }
+        result => result,
+    }
 }
+
+/// The first link of every namespace.
+const LOOPBACK: u32 = 1;
 
 const ANY: (Ipv4Addr, u16) = (Ipv4Addr::UNSPECIFIED, 0);
 

@@ -23,6 +23,7 @@ impl Node {
         let taken: Vec<String> = ports.iter().map(held).collect();
         ports.truncate(CONDITION_PORTS_MAX);
         let drops = self.foreign_drops()?;
+        let clear = self.clear_text()?;
         let mut full = Vec::new();
         let mut namespaces = vec![(String::from("this host"), self.namespace.try_clone()?)];
         for name in self.sandboxes.list()? {
@@ -45,6 +46,7 @@ impl Node {
             (ConditionCode::PortTaken, taken),
             (ConditionCode::FirewallDrops, drops),
             (ConditionCode::ConntrackFull, full),
+            (ConditionCode::ClearText, clear),
         ];
         let found = found.into_iter().filter(|(_, texts)| !texts.is_empty());
         let condition = |(code, texts): (ConditionCode, Vec<String>)| Condition {

@@ -116,7 +116,7 @@ impl Interface {
             };
             let to = RouteTo { source: Some(*own), ..to };
             for net in self.nets_of(*own) {
-                wanted.routes.insert(RouteKey { table: MAIN_TABLE, net: *net }, to.clone());
+                wanted.routes.insert(RouteKey { table: MAIN_TABLE, net: *net }, to);
             }
         }
     }
@@ -173,7 +173,7 @@ pub(crate) fn inside(
                 if order == Some(Order::Before) && matches!(interface.way, Way::Link(_)) {
                     let to = RouteTo { source: Some(source), ..RouteTo::link(&interface.name) };
                     for net in interface.nets_of(source) {
-                        wanted.routes.insert(RouteKey { table, net: *net }, to.clone());
+                        wanted.routes.insert(RouteKey { table, net: *net }, to);
                     }
                 }
             }

@@ -56,11 +56,19 @@ impl Node {
                 [Rule::new().in_link(link).accept(), Rule::new().out_link(link).accept()]
             })
             .collect();
-        let vxlan = |port: u16| {
+        let pass = |port: u16| {
             let rule = Rule::new().protocol(UDP).load(Base::Transport, 2, 2, 0);
             rule.is(0, &port.to_be_bytes()).accept()
         };
-        (forwarded, self.vxlan_port().into_iter().map(vxlan).collect())
+        (forwarded, self.open_ports().into_iter().map(pass).collect())
+    }
+
+    /// UDP ports that other nodes have to reach: VXLAN's, and those of encrypted networks while
+    /// there is one.
+    fn open_ports(&self) -> Vec<u16> {
+        let Some(own) = self.planner.own() else { return Vec::new() };
+        let encrypted = if self.planner.is_tunnelled() { &own.encryption.ports[..] } else { &[] };
+        std::iter::once(own.data_path_port).chain(encrypted.iter().copied()).collect()
     }
 
     /// Takes our rules out of others' chains.
@@ -105,7 +113,7 @@ impl Node {
 impl Node {
     /// The same of iptables-legacy, whose chains we do not write to.
     fn legacy_drops(&mut self) -> io::Result<Vec<String>> {
-        let (gateway, port) = (self.names.gateway.clone(), self.vxlan_port());
+        let (gateway, ports) = (self.names.gateway.clone(), self.open_ports());
         let over_v6 = self.address.is_some_and(|address| address.is_ipv6());
         let mut all = Vec::new();
         for (family, tool) in [(Family::V4, "iptables-legacy"), (Family::V6, "ip6tables-legacy")] {
@@ -121,14 +129,17 @@ impl Node {
                     head(Chain::Forward)
                 ));
             }
-            let Some(port) = port.filter(|_| over_v6 == (family == Family::V6)) else { continue };
-            if table.drops(Chain::Input) && !table.passes_port(port) {
-                all.push(format!(
+            if over_v6 != (family == Family::V6) || !table.drops(Chain::Input) {
+                continue;
+            }
+            let closed = ports.iter().filter(|port| !table.passes_port(**port));
+            all.extend(closed.map(|port| {
+                format!(
                     "{}: the data path does not pass; \
                      `{tool} -I INPUT -p udp --dport {port} -j ACCEPT` lets it",
                     head(Chain::Input)
-                ));
-            }
+                )
+            }));
         }
         Ok(all)
     }

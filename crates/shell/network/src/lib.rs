@@ -18,7 +18,9 @@ mod conditions;
 mod container;
 mod devices;
 mod drain;
+mod encryption;
 mod firewall;
+mod hops;
 mod legacy;
 mod local;
 mod names;
@@ -40,6 +42,7 @@ mod survey;
 mod sysctl;
 mod tables;
 mod tracking;
+mod tunnel;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -56,12 +59,16 @@ use tokio::sync::watch;
 use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
 use crate::drain::Looks;
+pub use crate::encryption::{
+    EncryptionMode, EncryptionSeen, EncryptionStatus, PeerSeen, PeerStatus, Rotation, Tunnel,
+    TunnelKey, TunnelPeer, TunnelSeen, TunnelStatus, TunnelTo,
+};
 use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
 use crate::node::Node;
 pub use crate::own::Joining;
-use crate::paths::Paths;
 pub use crate::paths::Silence;
+use crate::paths::{Paths, set_if_other};
 pub use netplan::suspects;
 pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
@@ -76,6 +83,7 @@ pub struct NetworkOptions {
     pub subnet: Option<Ipv4Net>,
     /// Where this node's VXLAN packets come from; `None` before it is in a cluster.
     pub address: Option<IpAddr>,
+    pub encryption: EncryptionMode,
 }
 
 /// The data path of this node. Clones share everything.
@@ -95,6 +103,8 @@ struct Inner {
     reservations: watch::Sender<BTreeSet<PortBinding>>,
     conditions: watch::Sender<Vec<Condition>>,
     paths: Paths,
+    tunnels: watch::Sender<Vec<Tunnel>>,
+    rotation: watch::Sender<Rotation>,
 }
 
 impl DataPath {
@@ -103,9 +113,11 @@ impl DataPath {
     pub async fn open(options: NetworkOptions) -> Result<Self, RuntimeError> {
         let namespace = namespace::own_namespace()
             .map_err(|error| failed("find the network namespace", &chain(&error)))?;
-        let NetworkOptions { run_dir, instance_id, subnet, address } = options;
+        let NetworkOptions { run_dir, instance_id, subnet, address, encryption } = options;
         let node = blocking("prepare the network", move || {
-            Node::open(namespace, &run_dir, &instance_id, subnet, address)
+            let mut node = Node::open(namespace, &run_dir, &instance_id, subnet, address)?;
+            node.encryption.mode = encryption;
+            Ok(node)
         })
         .await?;
         let subnet = node.links.v4;
@@ -118,6 +130,8 @@ impl DataPath {
             reservations,
             conditions: watch::Sender::new(Vec::new()),
             paths: Paths::new(),
+            tunnels: watch::Sender::default(),
+            rotation: watch::Sender::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -237,6 +251,8 @@ impl DataPath {
             if let Some(peers) = node.take_peers() {
                 inner.paths.peers.send_replace(peers);
             }
+            set_if_other(&inner.tunnels, node.tunnels());
+            set_if_other(&inner.rotation, node.rotation());
             let bindings = node.planner.bindings();
             inner.reservations.send_if_modified(|known| {
                 let other = known != bindings;

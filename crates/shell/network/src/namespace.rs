@@ -133,6 +133,16 @@ pub(crate) fn own_namespace() -> io::Result<OwnedFd> {
     Ok(File::open(Path::new(OWN_NAMESPACE))?.into())
 }
 
+/// Does something in a namespace that ends with it.
+pub(crate) fn in_scratch<T: Send + 'static>(
+    inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    in_thread(move || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        inside()
+    })
+}
+
 /// Does something in a namespace, in a thread of its own.
 pub(crate) fn enter<T: Send + 'static>(
     namespace: &OwnedFd,

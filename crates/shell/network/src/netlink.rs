@@ -16,7 +16,8 @@ pub(crate) struct Message {
 impl Message {
     /// `header` is the family's fixed part (`ifinfomsg` and the like).
     pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
-        let mut bytes = vec![0; HEADER_BYTES];
+        let mut bytes = Vec::with_capacity(ROOM_BYTES);
+        bytes.resize(HEADER_BYTES, 0);
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
         let mut message = Self { bytes };
@@ -39,10 +40,17 @@ impl Message {
         self
     }
 
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes)
+    /// Has room for so many bytes more.
+    pub(crate) fn room(mut self, bytes: usize) -> Self {
+        self.bytes.reserve(bytes);
+        self
+    }
+
+    pub(crate) fn text(mut self, kind: u16, value: &str) -> Self {
+        self.push_head(kind, value.len() + 1);
+        self.bytes.extend_from_slice(value.as_bytes());
+        self.bytes.push(0);
+        self
     }
 
     pub(crate) fn number(self, kind: u16, value: u32) -> Self {
@@ -58,8 +66,7 @@ impl Message {
     pub(crate) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
         self.pad();
         let start = self.bytes.len();
-        self.bytes.extend([0, 0]);
-        self.bytes.extend((kind | NESTED).to_ne_bytes());
+        self.push_head(kind | NESTED, 0);
         let mut filled = fill(self);
         let length = (filled.bytes.len() - start) as u16;
         filled.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
@@ -77,19 +84,25 @@ impl Message {
     }
 
     fn push_attribute(&mut self, kind: u16, value: &[u8]) {
+        self.push_head(kind, value.len());
+        self.bytes.extend_from_slice(value);
+    }
+
+    fn push_head(&mut self, kind: u16, length: usize) {
         self.pad();
-        self.bytes.extend(((value.len() + 4) as u16).to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(value);
+        let [a, b] = ((length + 4) as u16).to_ne_bytes();
+        let [c, d] = kind.to_ne_bytes();
+        self.bytes.extend_from_slice(&[a, b, c, d]);
     }
 
     fn pad_and_push(&mut self, bytes: &[u8]) {
         self.pad();
-        self.bytes.extend(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let missing = self.bytes.len().wrapping_neg() % 4;
+        self.bytes.extend_from_slice(&[0; 3][..missing]);
     }
 
     fn finish(mut self, sequence: u32) -> Vec<u8> {
@@ -227,7 +240,8 @@ impl Socket {
         end: Option<Message>,
     ) -> io::Result<Vec<(usize, io::Error)>> {
         let first = self.sequence + 1;
-        let mut packet = Vec::new();
+        let bytes = messages.iter().map(|message| message.bytes.len() + 3).sum::<usize>();
+        let mut packet = Vec::with_capacity(bytes + ROOM_BYTES);
         let count = messages.len();
         if count == 0 {
             return Ok(Vec::new());
@@ -281,7 +295,7 @@ impl Socket {
 
     fn append(&mut self, packet: &mut Vec<u8>, message: Message) {
         self.sequence += 1;
-        packet.extend(message.finish(self.sequence));
+        packet.extend_from_slice(&message.finish(self.sequence));
     }
 
     fn send(&self, packet: &[u8]) -> io::Result<()> {
@@ -417,6 +431,8 @@ const DONE: u16 = 3;
 const NESTED: u16 = 0x8000;
 const BYTE_ORDER: u16 = 0x4000;
 const HEADER_BYTES: usize = 16;
+/// A route takes as much, and most other requests do.
+const ROOM_BYTES: usize = 96;
 const NETLINK_CAP_ACK: libc::c_int = 10;
 const NETLINK_EXT_ACK: libc::c_int = 11;
 const NETLINK_GET_STRICT_CHK: libc::c_int = 12;

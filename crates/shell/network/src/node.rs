@@ -23,6 +23,7 @@ use crate::record::Records;
 use crate::route::{V4, V6};
 use crate::space::{Kind, Space};
 use crate::sysctl;
+use crate::tunnel::Encryption;
 
 /// See the module.
 #[derive(Debug)]
@@ -58,6 +59,7 @@ pub(crate) struct Node {
     peers_changed: bool,
     /// Of the last socket for probes.
     token: u64,
+    pub(crate) encryption: Encryption,
 }
 
 impl Node {
@@ -101,6 +103,7 @@ impl Node {
             peers: AllPeers::new(),
             peers_changed: false,
             token: first_token(),
+            encryption: Encryption::default(),
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;
@@ -166,11 +169,13 @@ impl Node {
         }
         self.heard_full |= update.full;
         self.carry_out(changes, &whole)?;
-        if update.own.is_some() {
-            self.pass_firewalls()?;
-        }
+        let tunnelled = self.spaces.contains_key(&Scope::Tunnel);
         if update.full || !update.removed_networks.is_empty() {
             self.remove_stale_sandboxes()?;
+        }
+        self.note_tunnel_nodes(update)?;
+        if update.own.is_some() || tunnelled != self.spaces.contains_key(&Scope::Tunnel) {
+            self.pass_firewalls()?;
         }
         Ok(self.take_departed())
     }
@@ -226,7 +231,9 @@ impl Node {
         let mut all: Vec<Scope> =
             self.planner.networks().map(|part| Scope::Overlay(part.id)).collect();
         all.extend([Scope::Mesh, Scope::Host]);
-        all
+        // Others need what is in it.
+        let tunnel = self.planner.is_tunnelled().then_some(Scope::Tunnel);
+        tunnel.into_iter().chain(all).collect()
     }
 
     /// Makes the kernel follow the plan: `whole` ones by comparison, the others by the changes.
@@ -275,7 +282,8 @@ impl Node {
     /// Compares one namespace with the plan and makes it so; answers how much differed.
     pub(crate) fn repair_scope(&mut self, scope: Scope) -> io::Result<usize> {
         self.ensure(scope)?;
-        let surplus = if self.heard_full { Surplus::Remove } else { Surplus::Keep };
+        let known = self.heard_full && (scope != Scope::Tunnel || self.has_keys());
+        let surplus = if known { Surplus::Remove } else { Surplus::Keep };
         let Some(wanted) = self.planner.wanted(scope) else { return Ok(0) };
         let space = match scope {
             Scope::Host => Some(&mut self.host),
@@ -298,15 +306,28 @@ impl Node {
             let mounted = self.sandbox_is_there(scope);
             let doubtful = self.space(scope).is_none_or(|space| space.is_doubtful());
             if thoroughly || doubtful || !mounted {
-                match self.repair_scope(scope) {
+                match self.mend_scope(scope) {
                     Ok(differing) => count += differing,
                     Err(error) => result = Err(error),
                 }
             }
         }
         result?;
+        self.look_at_tunnel(thoroughly)?;
         count += self.repair_containers(thoroughly)?;
         Ok(count)
+    }
+
+    /// Repairs one namespace; answers how much others had changed in it.
+    fn mend_scope(&mut self, scope: Scope) -> io::Result<usize> {
+        if scope != Scope::Tunnel {
+            return self.repair_scope(scope);
+        }
+        let before = self.space(scope).map(|space| space.links().clone());
+        let differing = self.repair_scope(scope)?;
+        // What encrypts has made a device, or ended one: its routes follow.
+        let follows = self.space(scope).map(|space| space.links()) != before.as_ref();
+        Ok(if follows { 0 } else { differing })
     }
 
     /// How the kernel differs from what is wanted for one network, in words.
@@ -335,6 +356,10 @@ impl Node {
                 all.push(format!("{count} {what}; they are mended within seconds"));
             }
         }
+        let parts = self.planner.networks().chain(self.planner.ingress());
+        if parts.into_iter().any(|part| part.id == network && part.encrypted) {
+            all.extend(self.tunnel_problems()?);
+        }
         Ok(all)
     }
 
@@ -348,6 +373,7 @@ impl Node {
             .networks()
             .map(|part| part.id.to_string())
             .chain([MESH.to_owned()])
+            .chain(self.planner.is_tunnelled().then(|| TUNNEL.to_owned()))
             .collect();
         for name in self.sandboxes.list()? {
             if !wanted.contains(&name) {
@@ -417,6 +443,11 @@ impl Node {
         self.sandboxes.close()
     }
 
+    /// All that the managers know was said once.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard_full
+    }
+
     pub(crate) fn vxlan_port(&self) -> Option<u16> {
         self.planner.own().map(|own| own.data_path_port)
     }
@@ -447,5 +478,6 @@ fn first_token() -> u64 {
     now ^ (u64::from(std::process::id()) << 48)
 }
 
-/// Name of the mesh's namespace; no network's identity is so short.
+/// Names of the mesh's namespace and of the tunnel's; no network's identity is so short.
 pub(crate) const MESH: &str = "mesh";
+pub(crate) const TUNNEL: &str = "enc";

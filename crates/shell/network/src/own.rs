@@ -253,7 +253,7 @@ impl Node {
     ) -> io::Result<()> {
         self.records.write(id, after)?;
         let changes = self.planner.attach(id, after.clone());
-        let connected = self.connect(id, Lead::Elsewhere).map(drop);
+        let connected = self.connect(id, Lead::Elsewhere, None).map(drop);
         self.carry_out(changes, &BTreeSet::new())?;
         self.cut(id, &missing_links(before, after))?;
         connected

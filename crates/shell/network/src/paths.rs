@@ -17,7 +17,7 @@ use ports::runtime::RuntimeError;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use types::limits::SUSPICION_PERIOD;
-use types::{BadPath, DirectoryUpdate, NetworkCheck, NetworkId, PathCheck};
+use types::{BadPath, DirectoryUpdate, NetworkCheck, NetworkId, NodeId, PathCheck};
 
 use crate::node::Node;
 use crate::probe::{Asker, ProbeSocket};
@@ -132,7 +132,16 @@ impl DataPath {
             Ok(paths) => paths?,
             Err(_) => return Err(failed("measure the paths", &"it takes too long")),
         };
+        let step = "look at the tunnels";
+        let paths = self.with(step, move |node| node.check_tunnels(network, paths)).await?;
         Ok(NetworkCheck { network, problems, paths, strangers })
+    }
+
+    /// The other nodes of a network.
+    pub(crate) fn peers_of(&self, network: NetworkId) -> Vec<NodeId> {
+        let all = self.inner.paths.peers.borrow();
+        let peers = all.values().find(|peers| peers.network == network);
+        peers.into_iter().flat_map(|of| of.peers.values()).map(|peer| peer.node).collect()
     }
 
     async fn measure(&self, network: NetworkId) -> Result<Vec<PathCheck>, RuntimeError> {
@@ -275,7 +284,7 @@ fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
     watch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn set_if_other<T: PartialEq>(sender: &watch::Sender<T>, now: T) {
+pub(crate) fn set_if_other<T: PartialEq>(sender: &watch::Sender<T>, now: T) {
     sender.send_if_modified(|known| {
         let other = *known != now;
         *known = now;

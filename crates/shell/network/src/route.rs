@@ -28,6 +28,11 @@ pub(crate) struct Link {
     /// `veth`, `bridge`…; empty for what is no such device.
     pub(crate) kind: String,
     pub(crate) vxlan: Option<Vxlan>,
+    /// The namespace that its packets come from and go to, by the number that the kernel has for
+    /// it in the namespace of the link; `None`: the link's own.
+    pub(crate) underlay: Option<i32>,
+    /// How many packets may wait.
+    pub(crate) queue: u32,
 }
 
 /// What a VXLAN device was made with.
@@ -72,7 +77,7 @@ pub(crate) struct PairEnd<'a> {
 
 /// Routing messages in one network namespace.
 #[derive(Debug)]
-pub(crate) struct RouteSocket(Socket);
+pub(crate) struct RouteSocket(pub(crate) Socket);
 
 impl RouteSocket {
     pub(crate) fn open() -> io::Result<Self> {
@@ -133,6 +138,14 @@ impl RouteSocket {
         Ok(answers.iter().filter_map(|answer| parse_rule(answer)).collect())
     }
 
+    /// The number that this namespace has for another one; `None`: it has none.
+    pub(crate) fn number_of(&mut self, namespace: &OwnedFd) -> io::Result<Option<i32>> {
+        let message = Message::new(libc::RTM_GETNSID, 0, &[0; 4]);
+        let answer = self.0.ask(message.number(NETNSA_FD, namespace.as_raw_fd() as u32))?;
+        let id = answer.get(4..).and_then(|rest| number(attribute(rest, NETNSA_NSID)));
+        Ok(id.map(u32::cast_signed).filter(|id| *id >= 0))
+    }
+
     pub(crate) fn dump(&mut self, message: Message) -> io::Result<Vec<Answer>> {
         self.0.dump(message)
     }
@@ -176,12 +189,15 @@ impl RouteSocket {
     }
 }
 
-/// Makes a pair of links. A peer in another namespace is set up from inside.
+/// Makes a pair of links. A peer in another namespace is set up from inside. Of one queue, which
+/// is all that is used: the kernel would take others away again, and wait for it.
 pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
     let end = |message: Message, end: &PairEnd<'_>| {
         let message = message
             .text(libc::IFLA_IFNAME, end.name)
             .number(libc::IFLA_MTU, end.mtu)
+            .number(libc::IFLA_NUM_TX_QUEUES, 1)
+            .number(libc::IFLA_NUM_RX_QUEUES, 1)
             .bytes(libc::IFLA_ADDRESS, &end.hardware);
         match end.namespace {
             Some(fd) => message.number(libc::IFLA_NET_NS_FD, fd.as_raw_fd() as u32),
@@ -196,32 +212,45 @@ pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
     })
 }
 
-/// Makes a VXLAN device whose socket stays where the request is made.
+/// A device in another namespace than where the request is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Elsewhere<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mtu: u32,
+    pub(crate) namespace: &'a OwnedFd,
+}
+
+impl Elsewhere<'_> {
+    pub(crate) fn message(&self) -> Message {
+        Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, 0))
+            .text(libc::IFLA_IFNAME, self.name)
+            .number(libc::IFLA_MTU, self.mtu)
+            .number(libc::IFLA_NET_NS_FD, self.namespace.as_raw_fd() as u32)
+    }
+}
+
+/// Makes a VXLAN device whose socket stays where the request is made. Without `sums` packets have
+/// no checksums of their own outside.
 pub(crate) fn add_vxlan(
-    name: &str,
+    device: &Elsewhere<'_>,
     vxlan: &Vxlan,
     hardware: Hardware,
-    mtu: u32,
-    namespace: &OwnedFd,
+    sums: bool,
 ) -> Message {
-    Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, 0))
-        .text(libc::IFLA_IFNAME, name)
-        .number(libc::IFLA_MTU, mtu)
-        .bytes(libc::IFLA_ADDRESS, &hardware)
-        .number(libc::IFLA_NET_NS_FD, namespace.as_raw_fd() as u32)
-        .nested(libc::IFLA_LINKINFO, |info| {
-            info.text(libc::IFLA_INFO_KIND, "vxlan").nested(libc::IFLA_INFO_DATA, |data| {
-                let data = data
-                    .number(VXLAN_ID, vxlan.vni)
-                    .bytes(VXLAN_LEARNING, &[0])
-                    .bytes(VXLAN_PORT, &vxlan.port.to_be_bytes());
-                match vxlan.local {
-                    Some(IpAddr::V4(local)) => data.bytes(VXLAN_LOCAL, &local.octets()),
-                    Some(IpAddr::V6(local)) => data.bytes(VXLAN_LOCAL6, &local.octets()),
-                    None => data,
-                }
-            })
+    device.message().bytes(libc::IFLA_ADDRESS, &hardware).nested(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, "vxlan").nested(libc::IFLA_INFO_DATA, |data| {
+            let data = data
+                .number(VXLAN_ID, vxlan.vni)
+                .bytes(VXLAN_LEARNING, &[0])
+                .bytes(VXLAN_PORT, &vxlan.port.to_be_bytes());
+            let data = if sums { data } else { data.bytes(VXLAN_UDP_CSUM, &[0]) };
+            match vxlan.local {
+                Some(IpAddr::V4(local)) => data.bytes(VXLAN_LOCAL, &local.octets()),
+                Some(IpAddr::V6(local)) => data.bytes(VXLAN_LOCAL6, &local.octets()),
+                None => data,
+            }
         })
+    })
 }
 
 /// Sets alias and size, and brings the link up.
@@ -229,6 +258,12 @@ pub(crate) fn dress(link: u32, alias: &str, mtu: u32) -> Message {
     Message::new(libc::RTM_NEWLINK, 0, &link_header(link, libc::IFF_UP as u32))
         .text(libc::IFLA_IFALIAS, alias)
         .number(libc::IFLA_MTU, mtu)
+}
+
+/// How many packets may wait to be sent.
+pub(crate) fn set_queue(link: u32, packets: u32) -> Message {
+    let message = Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0));
+    message.number(libc::IFLA_TXQLEN, packets)
 }
 
 pub(crate) fn set_up(link: u32) -> Message {
@@ -287,6 +322,8 @@ pub(crate) struct RouteTo {
     /// `None`: unreachable.
     pub(crate) link: Option<u32>,
     pub(crate) via: Option<IpAddr>,
+    /// The object that stands for link and next hop.
+    pub(crate) hop: Option<u32>,
     pub(crate) source: Option<IpAddr>,
     pub(crate) mtu: u32,
 }
@@ -299,21 +336,21 @@ pub(crate) fn add_route(table: u32, net: IpNet, to: RouteTo) -> Message {
     };
     let kind = if to.link.is_some() { libc::RTN_UNICAST } else { libc::RTN_UNREACHABLE };
     let mut header = route_header(family, net.prefix_len(), scope, kind, PROTOCOL);
-    if to.via.is_some() {
+    if to.via.is_some() && to.hop.is_none() {
         header[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     }
     let mut message = Message::new(libc::RTM_NEWROUTE, CREATE | REPLACE, &header)
         .bytes(libc::RTA_DST, &octets(net.network()))
         .number(libc::RTA_TABLE, table);
-    if let Some(link) = to.link {
+    if let Some(link) = to.link.filter(|_| to.hop.is_none()) {
         message = message.number(libc::RTA_OIF, link);
     }
     message = match to.via {
+        Some(_) if let Some(hop) = to.hop => message.number(RTA_NH_ID, hop),
         Some(via) if family_of(via) == family => message.bytes(libc::RTA_GATEWAY, &octets(via)),
         Some(via) => {
-            let mut bytes = u16::from(family_of(via)).to_ne_bytes().to_vec();
-            bytes.extend(octets(via));
-            message.bytes(RTA_VIA, &bytes)
+            let family = u16::from(family_of(via)).to_ne_bytes();
+            message.bytes(RTA_VIA, &[&family, &octets(via)[..]].concat())
         }
         None => message,
     };
@@ -432,6 +469,8 @@ fn parse_link(answer: &[u8]) -> Option<Link> {
         master: number(attribute(rest, libc::IFLA_MASTER)).unwrap_or_default(),
         kind: String::from_utf8_lossy(kind.strip_suffix(b"\0").unwrap_or(kind)).into_owned(),
         vxlan,
+        underlay: number(attribute(rest, IFLA_LINK_NETNSID)).map(u32::cast_signed),
+        queue: number(attribute(rest, libc::IFLA_TXQLEN)).unwrap_or_default(),
     })
 }
 
@@ -538,12 +577,17 @@ const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
+const VXLAN_UDP_CSUM: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 const INET6_ADDR_GEN_MODE: u16 = 8;
 const GENERATE_NONE: u8 = 1;
 const INET_CONF: u16 = 1;
 const CONF_RP_FILTER: u16 = 8;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
-const RTNH_F_ONLINK: u32 = 4;
+const RTA_NH_ID: u16 = 30;
+pub(crate) const RTNH_F_ONLINK: u32 = 4;
 const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
 pub(crate) const FR_ACT_TO_TABLE: u8 = 1;

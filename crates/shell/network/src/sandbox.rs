@@ -2,7 +2,8 @@
 //!
 //! Owns: making them, adopting an earlier daemon's, ending them.
 //! Does not know: what is routed or filtered in them.
-//! Invariant: a VXLAN device's socket is in the host's namespace, the device never.
+//! Invariant: a VXLAN device's packets come and go in the host's namespace, but for those of an
+//! encrypted network, which know the tunnel's only; the device is in neither.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use netplan::{
     HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_TABLE, Scope, link, node_hardware,
+    tunnel_v4,
 };
 use types::NetworkPart;
 
 use crate::namespace::enter;
-use crate::node::{MESH, Node};
-use crate::route::{self, PairEnd, V4, V6, Vxlan};
+use crate::netlink::Message;
+use crate::node::{MESH, Node, TUNNEL};
+use crate::route::{self, Elsewhere, PairEnd, V4, V6, Vxlan};
 use crate::space::{Kind, Space};
 use crate::sysctl;
 use crate::tables;
@@ -25,6 +28,7 @@ impl Node {
     /// Makes the namespace of a scope, its links and the list of its tables, unless they are there.
     pub(crate) fn ensure(&mut self, scope: Scope) -> io::Result<()> {
         match scope {
+            Scope::Tunnel => self.ensure_tunnel(),
             Scope::Host => self.ensure_host(),
             Scope::Mesh => self.ensure_mesh(),
             Scope::Overlay(id) => {
@@ -87,6 +91,7 @@ impl Node {
     pub(crate) fn sandbox_name(scope: Scope) -> String {
         match scope {
             Scope::Overlay(id) => id.to_string(),
+            Scope::Tunnel => TUNNEL.to_owned(),
             Scope::Mesh | Scope::Host => MESH.to_owned(),
         }
     }
@@ -95,12 +100,13 @@ impl Node {
         self.sandboxes.is_mounted(&Self::sandbox_name(scope))
     }
 
-    fn ensure_space(&mut self, scope: Scope) -> io::Result<()> {
+    pub(crate) fn ensure_space(&mut self, scope: Scope) -> io::Result<()> {
         let name = Self::sandbox_name(scope);
+        let switches = if scope == Scope::Tunnel { sysctl::tunnel } else { sysctl::router };
         if !self.sandboxes.is_mounted(&name) {
             self.spaces.remove(&scope);
-            let space = self.sandboxes.make(&name, || {
-                sysctl::router();
+            let space = self.sandboxes.make(&name, move || {
+                switches();
                 let mut space = Space::open(Kind::Own)?;
                 if let Some(loopback) = space.index(link::LOOPBACK)? {
                     space.route.request(route::set_up(loopback))?;
@@ -109,8 +115,8 @@ impl Node {
             })?;
             self.spaces.insert(scope, space);
         } else if !self.spaces.contains_key(&scope) {
-            let space = self.sandboxes.enter(&name, || {
-                sysctl::router();
+            let space = self.sandboxes.enter(&name, move || {
+                switches();
                 Space::open(Kind::Own)
             })?;
             self.spaces.insert(scope, space);
@@ -118,30 +124,61 @@ impl Node {
         Ok(())
     }
 
-    /// The device of a network, as it should be; one that is otherwise is made anew.
+    /// The device of a network, as it should be; one that is otherwise is made anew. So is one
+    /// whose packets come and go elsewhere: that an encrypted network has no way but the tunnel
+    /// depends on nothing else.
     fn ensure_vxlan(&mut self, scope: Scope, part: &NetworkPart) -> io::Result<()> {
-        let (Some(own), Some(address)) = (self.planner.own(), self.address) else {
-            return Ok(());
+        let Some(own) = self.planner.own() else { return Ok(()) };
+        let (number, port) = (own.number, own.data_path_port);
+        let local = if part.encrypted { Some(tunnel_v4(number).into()) } else { self.address };
+        let Some(local) = local else { return Ok(()) };
+        let hardware = node_hardware(number);
+        let wanted = Vxlan { vni: part.vni, port, local: Some(local) };
+        let underlay = if part.encrypted {
+            self.ensure_space(Scope::Tunnel)?;
+            self.sandboxes.open_one(TUNNEL)?
+        } else {
+            self.namespace.try_clone()?
         };
-        let hardware = node_hardware(own.number);
-        let wanted = Vxlan { vni: part.vni, port: own.data_path_port, local: Some(address) };
         let Some(space) = self.spaces.get_mut(&scope) else { return Ok(()) };
         let there = space.learn_links()?.into_iter().find(|link| link.name == link::VXLAN);
-        match there {
-            Some(link) if link.vxlan == Some(wanted) && link.hardware == hardware => {
+        if let Some(link) = there {
+            let underlay = space.route.number_of(&underlay)?;
+            if (link.vxlan, link.hardware) == (Some(wanted), hardware)
+                && underlay.is_some()
+                && link.underlay == underlay
+            {
                 if !link.up || link.mtu != part.mtu {
                     space.route.request(route::dress(link.index, &part.name, part.mtu))?;
                 }
                 return Ok(());
             }
-            Some(link) => space.route.batch(vec![route::delete_link(link.index)], route::ABSENT)?,
-            None => {}
+            space.route.batch(vec![route::delete_link(link.index)], route::ABSENT)?;
         }
         let namespace = self.sandboxes.open_one(&Self::sandbox_name(scope))?;
+        let device = Elsewhere { name: link::VXLAN, mtu: part.mtu, namespace: &namespace };
+        self.make_vxlan(part, || route::add_vxlan(&device, &wanted, hardware, !part.encrypted))?;
+        let Some(space) = self.spaces.get_mut(&scope) else { return Ok(()) };
+        space.learn_links()?;
+        let Some(index) = space.index(link::VXLAN)? else { return Ok(()) };
+        space.doubt();
+        space
+            .route
+            .batch(vec![route::quiet(index, false), route::dress(index, &part.name, part.mtu)], &[])
+    }
+
+    /// From inside the namespace that its packets are to go to.
+    fn make_vxlan(&mut self, part: &NetworkPart, make: impl Fn() -> Message) -> io::Result<()> {
+        let underlay = match part.encrypted {
+            true => self.spaces.get_mut(&Scope::Tunnel),
+            false => Some(&mut self.host),
+        };
         let limit = Instant::now() + DEVICE_PATIENCE;
+        let Some(underlay) = underlay else {
+            return Err(io::Error::other("the tunnel's namespace is missing"));
+        };
         loop {
-            let message = route::add_vxlan(link::VXLAN, &wanted, hardware, part.mtu, &namespace);
-            match self.host.route.request(message) {
+            match underlay.route.request(make()) {
                 // A removed namespace takes its device along some time later.
                 Err(error)
                     if error.raw_os_error() == Some(libc::EEXIST) && Instant::now() < limit =>
@@ -152,15 +189,9 @@ impl Node {
                     let text = format!("VXLAN device {} of network {}", part.vni, part.name);
                     return Err(io::Error::new(error.kind(), format!("{text}: {error}")));
                 }
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
             }
         }
-        space.learn_links()?;
-        let Some(index) = space.index(link::VXLAN)? else { return Ok(()) };
-        space.doubt();
-        space
-            .route
-            .batch(vec![route::quiet(index, false), route::dress(index, &part.name, part.mtu)], &[])
     }
 
     /// The pair between the host and the mesh.
@@ -224,14 +255,21 @@ impl Node {
         let group = self.names.group;
         let removed = self.sandboxes.enter(name, move || {
             let mut space = Space::open(Kind::Container)?;
-            let Some(index) = space.index(link::VXLAN)? else { return Ok(()) };
-            space.route.delete_links(&[index], group)
+            let ours = |link: &route::Link| is_device(&link.name);
+            let devices = space.learn_links()?.into_iter().filter(ours);
+            let devices: Vec<u32> = devices.map(|link| link.index).collect();
+            space.route.delete_links(&devices, group)
         });
         if let Err(error) = removed {
-            tracing::debug!(name, %error, "the device of a network could not be removed");
+            tracing::debug!(name, %error, "the devices of a namespace could not be removed");
         }
         self.sandboxes.remove(name)
     }
+}
+
+/// Those that hold a port of another namespace while they are there.
+fn is_device(name: &str) -> bool {
+    name == link::VXLAN || link::TUNNELS.contains(&name)
 }
 
 /// Between host and mesh; what goes out is cut by the uplink's own size.

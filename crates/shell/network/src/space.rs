@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netplan::{Changes, Edit, Elements, RouteKey, Surplus, Value, Wanted, link};
+use netplan::{Changes, Edit, Elements, LinkName, RouteKey, Surplus, Value, Wanted, link};
 
+use crate::hops::Hops;
 use crate::netlink::{Message, Socket};
 use crate::nft::table::{EDITS_PER_TRANSACTION, Found, NftSocket, Table};
 use crate::route::{self, ABSENT, PROTOCOL, RouteSocket, RouteTo, V4, V6};
@@ -124,6 +125,11 @@ impl Space {
         Ok(self.links.get(name).copied())
     }
 
+    /// The links that were there at the last look, with their indexes.
+    pub(crate) fn links(&self) -> &BTreeMap<String, u32> {
+        &self.links
+    }
+
     /// As [`Space::index`], but the kernel is asked once only, however many are missing.
     fn found(&mut self, name: &str) -> io::Result<Option<u32>> {
         if self.missed {
@@ -177,7 +183,8 @@ impl Space {
 
     fn try_apply(&mut self, changes: &Changes) -> io::Result<()> {
         self.missed = false;
-        let additions = self.additions(changes)?;
+        let hops = self.hops(changes)?;
+        let additions = self.additions(changes, &hops)?;
         self.route.batch(additions, route::PRESENT)?;
         let own = self.edit(&changes.edits)? + self.edit(&changes.later)?;
         self.pass_generation(own)?;
@@ -205,8 +212,19 @@ impl Space {
         Ok(())
     }
 
+    /// Those that many of the routes share, in a namespace that is ours.
+    fn hops(&mut self, changes: &Changes) -> io::Result<Hops> {
+        if self.kind != Kind::Own || changes.routes.len() < Hops::ROUTES_MIN {
+            return Ok(Hops::default());
+        }
+        let Some(index) = self.found(link::VXLAN)? else { return Ok(Hops::default()) };
+        let on_it = |to: &&netplan::RouteTo| to.link.as_deref() == Some(link::VXLAN);
+        let routes = changes.routes.iter().map(|(_, to)| to).filter(on_it);
+        Hops::prepare(&mut self.route, routes.filter_map(|to| Some((index, to.via?))))
+    }
+
     /// What belongs to a link that is not there has to wait for it.
-    fn additions(&mut self, changes: &Changes) -> io::Result<Vec<Message>> {
+    fn additions(&mut self, changes: &Changes, hops: &Hops) -> io::Result<Vec<Message>> {
         let mut all = Vec::new();
         for (name, net) in &changes.addresses {
             let Some(index) = self.found(name)? else { continue };
@@ -224,14 +242,15 @@ impl Space {
             all.push(route::add_forwarding(index, *hardware, *at));
         }
         for (key, to) in &changes.routes {
-            let index = match &to.link {
-                Some(name) => match self.found(name)? {
+            let index = match to.link {
+                Some(name) => match self.found(&name)? {
                     Some(index) => Some(index),
                     None => continue,
                 },
                 None => None,
             };
-            let to = RouteTo { link: index, via: to.via, source: to.source, mtu: to.mtu };
+            let hop = index.zip(to.via).and_then(|(index, via)| hops.of(index, via));
+            let to = RouteTo { link: index, via: to.via, hop, source: to.source, mtu: to.mtu };
             all.push(route::add_route(key.table, key.net, to));
         }
         Ok(all)
@@ -328,6 +347,13 @@ impl Space {
         }
     }
 
+    /// What the counters of the first table say.
+    pub(crate) fn counts(&mut self) -> io::Result<BTreeMap<String, u64>> {
+        let Some(filter) = &mut self.filter else { return Ok(BTreeMap::new()) };
+        let Some(first) = filter.tables.first() else { return Ok(BTreeMap::new()) };
+        filter.socket.counts(&first.table)
+    }
+
     fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<Made> {
         let mut made = Made::default();
         let Some(filter) = &mut self.filter else { return Ok(made) };
@@ -379,7 +405,10 @@ impl Space {
             for route in self.route.routes(family)? {
                 if self.kind.is_ours(route.protocol) {
                     let to = netplan::RouteTo {
-                        link: names.get(&route.link).filter(|_| is_led(&route)).cloned(),
+                        link: names
+                            .get(&route.link)
+                            .filter(|_| is_led(&route))
+                            .map(|name| LinkName::new(name)),
                         via: route.via,
                         source: route.source,
                         mtu: route.mtu,
@@ -416,7 +445,7 @@ fn all_elements(wanted: &Wanted) -> Vec<Edit> {
     let (mut slots, mut verdicts) = (Vec::new(), Vec::new());
     for (set, elements) in &wanted.elements {
         for (key, value) in elements {
-            let edit = Edit::Put { set, key: key.clone(), value: value.clone() };
+            let edit = Edit::Put { set, key: *key, value: *value };
             match value {
                 Value::Class(_) => verdicts.push(edit),
                 Value::Member | Value::Bytes(_) => slots.push(edit),

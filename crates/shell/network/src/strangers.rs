@@ -17,7 +17,7 @@ impl Node {
     pub(crate) fn strangers(&mut self, network: NetworkId) -> io::Result<Vec<IpAddr>> {
         let part = match self.scope_of(network) {
             Scope::Overlay(id) => self.planner.network(id),
-            Scope::Mesh | Scope::Host => self.planner.ingress(),
+            Scope::Mesh | Scope::Host | Scope::Tunnel => self.planner.ingress(),
         };
         let Some(vni) = part.map(|part| part.vni) else { return Ok(Vec::new()) };
         let mut all = Vec::new();

@@ -31,7 +31,8 @@ impl Node {
         routes.sort_unstable();
         routes.dedup();
         routes.truncate(REPORTED_ROUTES_MAX);
-        Ok(types::DataPath { address, mtu, routes })
+        let encryption = self.survey_encryption(link)?;
+        Ok(types::DataPath { address, mtu, routes, encryption })
     }
 }
 

@@ -15,10 +15,19 @@ pub(crate) fn router() {
     }
 }
 
-/// Docker's defaults: low ports and ping need no capability inside a container.
+/// The tunnel's namespace, before it has any link: it forwards nothing, and while keys change a
+/// peer's packets come by another device than they are sent by.
+pub(crate) fn tunnel() {
+    for (name, value) in TUNNEL {
+        set(name, value);
+    }
+}
+
+/// Docker's defaults, for a new namespace: low ports and ping need no capability inside a
+/// container.
 pub(crate) fn container() {
-    set("net/ipv4/ip_unprivileged_port_start", "0");
-    set("net/ipv4/ping_group_range", "0 2147483647");
+    write("net/ipv4/ip_unprivileged_port_start", "0");
+    write("net/ipv4/ping_group_range", "0 2147483647");
 }
 
 /// The host forwards, and goes on to learn its own IPv6 routes where it did.
@@ -64,10 +73,13 @@ pub(crate) fn tracked_connections() -> Option<(u64, u64)> {
 }
 
 fn set(name: &str, value: &str) {
-    let file = path(name);
-    if read(&file).is_ok_and(|now| now != value)
-        && let Err(error) = fs::write(&file, value)
-    {
+    if read(&path(name)).is_ok_and(|now| now != value) {
+        write(name, value);
+    }
+}
+
+fn write(name: &str, value: &str) {
+    if let Err(error) = fs::write(path(name), value) {
         tracing::debug!(name, value, %error, "a switch of the kernel stays as it is");
     }
 }
@@ -98,6 +110,15 @@ const ROUTER: &[(&str, &str)] = &[
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
     ("net/netfilter/nf_conntrack_tcp_timeout_established", "432000"),
     ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "30"),
+];
+
+const TUNNEL: &[(&str, &str)] = &[
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    // All addresses inside are of the other family.
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
 
 const TRACKED_MAX: &str = "net/netfilter/nf_conntrack_max";

@@ -8,6 +8,7 @@ mod bridge;
 pub(crate) mod host;
 pub(crate) mod mesh;
 pub(crate) mod overlay;
+pub(crate) mod tunnel;
 
 use netplan::CLASSES;
 
@@ -34,6 +35,14 @@ fn members(name: &'static str, parts: &[(u32, u32)]) -> Set {
 
 fn seen(name: &'static str, parts: &[(u32, u32)]) -> Set {
     set(name, parts, Holds::Seen)
+}
+
+fn numbers(name: &'static str, parts: &[(u32, u32)]) -> Set {
+    set(name, parts, Holds::Numbers)
+}
+
+fn slots(name: &'static str, parts: &[(u32, u32)]) -> Set {
+    set(name, parts, Holds::Slots)
 }
 
 fn classes(name: &'static str, parts: &[(u32, u32)]) -> Set {

@@ -1,6 +1,8 @@
 //! The data path on hosts in network namespaces of their own, with the kernel's links and rules.
 
 mod connections;
+mod encrypted;
+mod encryption;
 mod firewall;
 mod kernels;
 mod lab;

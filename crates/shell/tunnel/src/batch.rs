@@ -88,9 +88,31 @@ impl Batch {
         }
         self.used = 0;
     }
+
+    /// The same, but for the last messages when others may yet go with them.
+    pub(crate) fn send_whole(&mut self, socket: &Socket, counters: &Counters) {
+        let Some(mut last) = self.runs.pop_if(|run| run.is_open()) else {
+            return self.send(socket, counters);
+        };
+        if self.runs.is_empty() {
+            self.runs.push(last);
+            return self.send(socket, counters);
+        }
+        self.send(socket, counters);
+        self.buffer.copy_within(last.begin..last.end, 0);
+        last.end -= last.begin;
+        last.begin = 0;
+        self.used = last.end;
+        self.runs.push(last);
+    }
 }
 
 impl Run {
+    /// Whether one more of the same may be added.
+    fn is_open(&self) -> bool {
+        !self.closed && self.count < SEGMENTS_MAX && self.end - self.begin + self.size <= BYTES_MAX
+    }
+
     fn takes(&self, peer: &Arc<Peer>, to: SocketAddr, length: usize) -> bool {
         !self.closed
             && self.to == to

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -18,9 +18,11 @@ use crate::peer::{Parking, Peer, PeerConfig, PeerObserved};
 use crate::sys::Wake;
 use crate::table::{Table, Tables, check_peers};
 use crate::timers::Newcomers;
+use crate::transmit::Outbound;
 use crate::tun::{Offload, Tun};
+use crate::turns::Turns;
 use crate::udp::Socket;
-use crate::{TunnelError, receive, timers, transmit};
+use crate::{TunnelError, timers, turns};
 
 /// What an engine is told at its start.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +69,9 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) parking: Parking,
     pub(crate) newcomers: Newcomers,
+    pub(crate) turns: Turns,
     pub(crate) wake: Wake,
+    outbound: Mutex<Outbound>,
     stopped: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -89,6 +93,7 @@ impl Engine {
         let public = key.public().point();
         // Each is counted twice: when its sender is looked for, and when it is answered.
         let limit = 2 * u64::from(options.handshakes_per_second.max(1));
+        let tables = Tables::default();
         let shared = Arc::new(Shared {
             tun,
             socket,
@@ -97,10 +102,12 @@ impl Engine {
             key: key.clone(),
             public,
             limiter: Arc::new(RateLimiter::new(&public, limit)),
-            tables: Tables::default(),
+            outbound: Mutex::new(Outbound::new(&tables)),
+            tables,
             counters: Counters::default(),
             parking: Parking::default(),
             newcomers: Newcomers::default(),
+            turns: Turns::default(),
             wake: Wake::new().map_err(TunnelError::Start)?,
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -111,8 +118,8 @@ impl Engine {
             next_index: AtomicU32::new(1),
             changing: Mutex::new(()),
         };
-        engine.spawn("tunnel-tx", transmit::run)?;
-        engine.spawn("tunnel-rx", receive::run)?;
+        engine.spawn("tunnel-both", turns::mind_both)?;
+        engine.spawn("tunnel-device", turns::mind_device)?;
         engine.spawn("tunnel-time", |shared| {
             timers::run(shared);
             Ok(())
@@ -192,15 +199,26 @@ impl Engine {
     #[must_use]
     pub fn observe(&self) -> Observed {
         let shared = &self.shared;
-        let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
         Observed {
-            key: shared.key.public(),
+            key: self.key(),
             peers: shared.tables.newest().peers.iter().map(|peer| peer.observe()).collect(),
             traffic: shared.counters.traffic(),
             drops: shared.counters.drops(),
             offload: shared.tun.offload(),
-            failure: failure.clone(),
+            failure: self.failure(),
         }
+    }
+
+    /// Why packets do not pass any more, without the rest of what is seen.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The key by which peers know this node.
+    #[must_use]
+    pub fn key(&self) -> PublicKey {
+        self.shared.key.public()
     }
 
     /// The device, whose descriptor may be handed to a successor.
@@ -226,6 +244,7 @@ impl Drop for Engine {
         self.shared.stopped.store(true, Ordering::Release);
         self.shared.wake.wake();
         self.shared.newcomers.stop();
+        self.shared.turns.stop();
         for thread in self.threads.drain(..) {
             // One that panicked has ended too.
             let _ = thread.join();
@@ -239,6 +258,11 @@ impl Drop for Engine {
 impl Shared {
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Whoever minds the device has it meanwhile.
+    pub(crate) fn outbound(&self) -> MutexGuard<'_, Outbound> {
+        self.outbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A frame for the device.

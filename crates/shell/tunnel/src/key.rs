@@ -41,6 +41,25 @@ impl PrivateKey {
         self.0.clone()
     }
 
+    /// As `wg genkey` writes it, without the line's end; to be stored as secrets are.
+    #[must_use]
+    pub fn to_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(*self.0))
+    }
+
+    /// What [`PrivateKey::to_text`] gives, perhaps with space around it.
+    pub fn from_text(text: &str) -> Result<Self, TunnelError> {
+        let mut bytes = Zeroizing::new([0; DECODED_MAX]);
+        match STANDARD.decode_slice(text.trim(), bytes.as_mut()) {
+            Ok(LENGTH) => {
+                let mut key = Zeroizing::new([0; LENGTH]);
+                key.copy_from_slice(&bytes[..LENGTH]);
+                Ok(Self(key))
+            }
+            _ => Err(TunnelError::Private),
+        }
+    }
+
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey(*x25519::PublicKey::from(&self.secret()).as_bytes())
@@ -97,6 +116,8 @@ impl FromStr for PublicKey {
 }
 
 const LENGTH: usize = 32;
+/// What the text of a key is thought to need before it is looked at.
+const DECODED_MAX: usize = 36;
 
 #[cfg(test)]
 mod tests {
@@ -110,6 +131,13 @@ mod tests {
         assert_eq!(public.to_string().parse::<PublicKey>().unwrap(), public);
         assert!("AAAA".parse::<PublicKey>().is_err());
         assert!("not base64".parse::<PublicKey>().is_err());
+        let text = private.to_text();
+        assert_eq!(text.len(), 44);
+        let again = PrivateKey::from_text(&format!("{}\n", *text)).unwrap();
+        assert_eq!(again.public(), public);
+        for wrong in ["", "AAAA", "not base64", &text[1..], &"A".repeat(1000)] {
+            assert!(PrivateKey::from_text(wrong).is_err(), "{wrong}");
+        }
         let other = PrivateKey::generate().unwrap();
         assert_ne!(*other.to_bytes(), *PrivateKey::generate().unwrap().to_bytes());
     }

@@ -22,6 +22,7 @@ mod batch;
 mod receive;
 mod timers;
 mod transmit;
+mod turns;
 
 mod checksum;
 mod coalesce;
@@ -55,6 +56,9 @@ pub enum TunnelError {
     /// Not 32 bytes in base64.
     #[error("not a public key: 32 bytes in base64 are expected")]
     Key,
+    /// The same of a private one, which is not shown.
+    #[error("not a private key: 32 bytes in base64 are expected")]
+    Private,
     /// The list of peers is longer than any cluster.
     #[error("more than {most} peers")]
     TooManyPeers { most: usize },

@@ -1,4 +1,4 @@
-//! The thread from the socket to the device.
+//! From the socket to the device.
 //!
 //! Owns: telling messages apart, decrypting, checking addresses, joining, answering handshakes.
 //! Does not know: what is sent. Invariant: nothing of a datagram is used before it is authentic,
@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use boringtun::noise::errors::WireGuardError;
@@ -24,32 +23,54 @@ use crate::table::{Table, View};
 use crate::transmit::DATA;
 use crate::udp::Inbox;
 
-/// Runs until the wake-up; an error means that the socket is gone.
-pub(crate) fn run(shared: &Shared) -> io::Result<()> {
-    let mut view = View::new(&shared.tables);
-    let mut inbox = Inbox::new();
-    let mut receiver =
-        Receiver { shared, coalescer: Coalescer::new(shared.tun.offload()), answers: Batch::new() };
-    loop {
-        match inbox.receive(&shared.socket) {
-            Ok(count) => {
-                let table = view.table();
-                for at in 0..count {
-                    let (bytes, size, from) = inbox.get(at);
-                    receiver.take(table, bytes, size, from);
-                }
-                receiver.finish();
-                if shared.is_stopped() {
-                    return Ok(());
-                }
+/// What was taken from the socket.
+pub(crate) struct Inbound<'a> {
+    view: View,
+    inbox: Inbox,
+    receiver: Receiver<'a>,
+    messages: u64,
+}
+
+impl<'a> Inbound<'a> {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
+        let coalescer = Coalescer::new(shared.tun.offload());
+        let receiver = Receiver { shared, coalescer, answers: Batch::new() };
+        let view = View::new(&shared.tables);
+        Self { view, inbox: Inbox::new(), receiver, messages: 0 }
+    }
+
+    /// How many messages came so far, whatever they are.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Takes what there is, up to a bound; answers whether there may be more. What comes while the
+    /// first of it is decrypted still joins it, so that the device gets fewer and larger packets.
+    /// An error means that the socket is gone.
+    pub(crate) fn step(&mut self) -> io::Result<bool> {
+        let shared = self.receiver.shared;
+        let enough = self.messages + MESSAGES_MAX;
+        let more = loop {
+            match self.inbox.receive(&shared.socket) {
+                Ok(count) => self.take(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(false),
+                Err(error) if is_passing(&error) => break Ok(true),
+                Err(error) => break Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !shared.wake.wait(shared.socket.as_fd())? {
-                    return Ok(());
-                }
+            if self.messages >= enough {
+                break Ok(true);
             }
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(error),
+        };
+        self.receiver.finish();
+        more
+    }
+
+    fn take(&mut self, count: usize) {
+        let table = self.view.table(&self.receiver.shared.tables);
+        for at in 0..count {
+            let (bytes, size, from) = self.inbox.get(at);
+            self.messages += bytes.len().div_ceil(size) as u64;
+            self.receiver.take(table, bytes, size, from);
         }
     }
 }
@@ -302,6 +323,8 @@ fn drop_of(shared: &Shared, peer: &Peer, cause: DropCause) {
     peer.counters.drop(cause);
 }
 
+/// Taken before the other direction has its turn: a quarter of a millisecond.
+const MESSAGES_MAX: u64 = 256;
 const COOKIE: u8 = 3;
 /// The longest answer that is no data.
 const COOKIE_MAX: usize = 148;

@@ -66,24 +66,23 @@ impl Tables {
     }
 }
 
-/// A thread's view of the newest table, at the price of one load.
-pub(crate) struct View<'a> {
-    tables: &'a Tables,
+/// A view of the newest table, at the price of one load.
+pub(crate) struct View {
     generation: u64,
     table: Arc<Table>,
 }
 
-impl<'a> View<'a> {
-    pub(crate) fn new(tables: &'a Tables) -> Self {
+impl View {
+    pub(crate) fn new(tables: &Tables) -> Self {
         let generation = tables.generation.load(Ordering::Acquire);
-        Self { tables, generation, table: tables.newest() }
+        Self { generation, table: tables.newest() }
     }
 
-    pub(crate) fn table(&mut self) -> &Arc<Table> {
-        let generation = self.tables.generation.load(Ordering::Acquire);
+    pub(crate) fn table(&mut self, tables: &Tables) -> &Arc<Table> {
+        let generation = tables.generation.load(Ordering::Acquire);
         if generation != self.generation {
             self.generation = generation;
-            self.table = self.tables.newest();
+            self.table = tables.newest();
         }
         &self.table
     }

@@ -1,4 +1,4 @@
-//! The thread from the device to the socket.
+//! From the device to the socket.
 //!
 //! Owns: reading frames, choosing the peer, cutting and encrypting.
 //! Does not know: what comes back. Invariant: what is read before the device is empty goes out
@@ -13,32 +13,41 @@ use crate::batch::Batch;
 use crate::counters::DropCause;
 use crate::engine::Shared;
 use crate::split::split;
-use crate::table::{Table, View};
+use crate::table::{Table, Tables, View};
 
-/// Runs until the wake-up; an error means that the device is gone.
-pub(crate) fn run(shared: &Shared) -> io::Result<()> {
-    let mut view = View::new(&shared.tables);
-    let mut batch = Batch::new();
-    let mut frame = vec![0; FRAME_MAX];
-    loop {
-        match shared.tun.read(&mut frame) {
-            Ok(length) => {
-                take(shared, view.table(), &mut frame[..length], &mut batch);
-                if batch.is_full() {
-                    batch.send(&shared.socket, &shared.counters);
-                    if shared.is_stopped() {
-                        return Ok(());
+/// What was read from the device and is not sent yet.
+pub(crate) struct Outbound {
+    view: View,
+    batch: Batch,
+    frame: Vec<u8>,
+}
+
+impl Outbound {
+    pub(crate) fn new(tables: &Tables) -> Self {
+        Self { view: View::new(tables), batch: Batch::new(), frame: vec![0; FRAME_MAX] }
+    }
+
+    /// Sends what the device has, as much as is worth some calls; answers whether there may be
+    /// more, and then it is to be asked again. An error means that the device is gone.
+    pub(crate) fn step(&mut self, shared: &Shared) -> io::Result<bool> {
+        let Self { view, batch, frame } = self;
+        let table = view.table(&shared.tables);
+        loop {
+            match shared.tun.read(frame) {
+                Ok(length) => {
+                    take(shared, table, &mut frame[..length], batch);
+                    if batch.is_full() {
+                        batch.send_whole(&shared.socket, &shared.counters);
+                        return Ok(true);
                     }
                 }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                batch.send(&shared.socket, &shared.counters);
-                if !shared.wake.wait(std::os::fd::AsFd::as_fd(&shared.tun))? {
-                    return Ok(());
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    batch.send(&shared.socket, &shared.counters);
+                    return Ok(false);
                 }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
             }
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(error),
         }
     }
 }

@@ -61,8 +61,7 @@ impl Tun {
         let mut request = Request::named(name)?;
         request.value[..2].copy_from_slice(&FLAGS.to_ne_bytes());
         control(&file, libc::TUNSETIFF, &raw mut request)?;
-        let persistent = libc::c_int::from(lifetime == Lifetime::Persistent);
-        set(&file, libc::TUNSETPERSIST, persistent as libc::c_ulong)?;
+        set_lifetime(&file, lifetime)?;
         set_without_arp(&request.name())?;
         Self::prepare(file, request.name(), most)
     }
@@ -114,6 +113,28 @@ impl Tun {
     /// The descriptor, to hand it to a successor.
     pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
+    }
+
+    /// Whether it stays without a descriptor, wherever the link is.
+    pub fn set_lifetime(&self, lifetime: Lifetime) -> io::Result<()> {
+        set_lifetime(&self.file, lifetime)
+    }
+
+    /// The longest packet that the kernel sends into it.
+    ///
+    /// To be called in the namespace where the link is.
+    pub fn set_mtu(&self, bytes: u32) -> io::Result<()> {
+        let mut request = Request::named(&self.name)?;
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        request.value[..4].copy_from_slice(&bytes.to_ne_bytes());
+        control(&any_socket()?, libc::SIOCSIFMTU as libc::Ioctl, &raw mut request)
+    }
+
+    /// Lets packets in.
+    ///
+    /// To be called in the namespace where the link is.
+    pub fn set_up(&self) -> io::Result<()> {
+        change_flags(&self.name, libc::IFF_UP)
     }
 
     /// How many packets may wait to be read; the kernel's own 500 are lost within a millisecond.
@@ -201,13 +222,23 @@ fn wanted(offload: Offload) -> libc::c_ulong {
     libc::c_ulong::from(bits)
 }
 
+fn set_lifetime(file: &File, lifetime: Lifetime) -> io::Result<()> {
+    let persistent = libc::c_int::from(lifetime == Lifetime::Persistent);
+    set(file, libc::TUNSETPERSIST, persistent as libc::c_ulong)
+}
+
 /// Nobody is to be asked for: all that is sent goes to us.
 fn set_without_arp(name: &str) -> io::Result<()> {
+    change_flags(name, libc::IFF_NOARP)
+}
+
+/// Sets one more flag of a link.
+fn change_flags(name: &str, more: libc::c_int) -> io::Result<()> {
     let socket = any_socket()?;
     let mut request = Request::named(name)?;
     control(&socket, libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut request)?;
     let flags = u16::from_ne_bytes([request.value[0], request.value[1]]);
-    let flags = flags | libc::IFF_NOARP as u16;
+    let flags = flags | more as u16;
     request.value[..2].copy_from_slice(&flags.to_ne_bytes());
     control(&socket, libc::SIOCSIFFLAGS as libc::Ioctl, &raw mut request)
 }

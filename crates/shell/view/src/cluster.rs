@@ -16,6 +16,10 @@ pub struct ClusterFacts<'a> {
     /// PEM.
     pub ca_certificate: &'a str,
     pub data_path_port: u32,
+    /// UDP ports of encrypted networks.
+    pub encryption_ports: [u16; 2],
+    /// Of the keys that nodes should have.
+    pub network_key_generation: u32,
     pub address_pools: &'a [String],
     pub address_pool_mask: u32,
 }
@@ -29,6 +33,8 @@ pub fn cluster(spec: &ClusterSpec, facts: &ClusterFacts<'_>) -> Value {
         .with("TLSInfo", json!({ "TrustRoot": facts.ca_certificate }))
         .with("RootRotationInProgress", false)
         .with("DataPathPort", facts.data_path_port)
+        .with("EncryptionPorts", facts.encryption_ports.to_vec())
+        .with("NetworkKeyGeneration", facts.network_key_generation)
         .with("DefaultAddrPool", facts.address_pools.to_vec())
         .with("SubnetSize", facts.address_pool_mask)
         .build()

@@ -14,8 +14,8 @@ mod spec;
 mod task;
 
 pub use cluster::{ClusterFacts, cluster, cluster_spec};
-pub use network::{network, node_network};
-pub use node::{NodeFacts, node, tls_status};
+pub use network::{TunnelFacts, network, node_network, tunnel};
+pub use node::{NodeFacts, node, node_encryption, tls_status};
 pub use service::{ServiceFacts, published_ports, service};
 pub use spec::service_spec;
 pub use task::{TaskFacts, task, task_ports};

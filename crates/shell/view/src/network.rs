@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use types::{LocalNetwork, Network, NetworkSpec, Subnet};
+use types::{LocalNetwork, Network, NetworkSpec, Subnet, TunnelCheck};
 
 use crate::json::{Object, map, time};
 
@@ -71,10 +71,69 @@ fn shown(
         .with("Internal", spec.internal)
         .with("Attachable", spec.attachable)
         .with("Ingress", spec.ingress)
-        .with("ConfigFrom", json!({ "Network": "" }))
-        .with("ConfigOnly", false)
+        .with("ConfigFrom", json!({ "Network": spec.config_from }))
+        .with("ConfigOnly", spec.config_only)
         .with("Containers", json!({}))
         .with("Options", map(options))
         .with("Labels", map(&spec.labels))
         .into()
+}
+
+/// Who is at the other end of a tunnel.
+#[derive(Clone, Debug)]
+pub struct TunnelFacts {
+    pub node: String,
+    pub name: String,
+    pub address: String,
+}
+
+/// The tunnel from a node to another one of an encrypted network.
+#[must_use]
+pub fn tunnel(to: &TunnelFacts, check: &TunnelCheck) -> Value {
+    let drops: serde_json::Map<String, Value> =
+        check.drops.iter().map(|(cause, count)| (cause.clone(), (*count).into())).collect();
+    Object::new()
+        .with("NodeID", to.node.as_str())
+        .with("Name", to.name.as_str())
+        .with("IP", to.address.as_str())
+        .with("Encryption", check.backend.name())
+        .with("Generation", check.generation)
+        // There was none, or none that still counts: null.
+        .with("HandshakeAgeMs", check.handshake_age.map_or(Value::Null, |age| age.0.into()))
+        .with("SentBytes", check.sent_bytes)
+        .with("ReceivedBytes", check.received_bytes)
+        .with("Drops", drops)
+        .with("Problem", check.trouble.as_str())
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use base::Millis;
+    use types::EncryptionBackend;
+
+    use super::*;
+
+    #[test]
+    fn a_tunnel_has_numbers_and_null_without_a_handshake() {
+        let to = TunnelFacts { node: "7x".into(), name: "n7".into(), address: "192.0.2.7".into() };
+        let mut check = TunnelCheck {
+            backend: EncryptionBackend::UserSpace,
+            generation: 2,
+            handshake_age: Some(Millis(1_500)),
+            sent_bytes: 10,
+            received_bytes: 20,
+            drops: [("wrong-key".to_owned(), 3)].into(),
+            trouble: String::new(),
+        };
+        let mut want = json!({
+            "NodeID": "7x", "Name": "n7", "IP": "192.0.2.7", "Encryption": "user-space",
+            "Generation": 2, "HandshakeAgeMs": 1500, "SentBytes": 10, "ReceivedBytes": 20,
+            "Drops": { "wrong-key": 3 }, "Problem": "",
+        });
+        assert_eq!(tunnel(&to, &check), want);
+        check.handshake_age = None;
+        want["HandshakeAgeMs"] = Value::Null;
+        assert_eq!(tunnel(&to, &check), want);
+    }
 }

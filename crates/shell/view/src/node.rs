@@ -4,8 +4,10 @@
 //! Invariant: `ManagerStatus` is there on managers only.
 
 use base::Timestamp;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use types::Node;
+use types::{Node, NodeEncryption};
 
 use crate::json::{Object, map, time};
 
@@ -62,6 +64,8 @@ pub fn node(node: &Node, facts: NodeFacts<'_>) -> Value {
                 .with("EngineVersion", description.engine_version.as_str())
                 .filled("Labels", map(&description.engine_labels)),
         );
+    let described = described
+        .filled("Encryption", description.data_path.encryption.as_ref().map(node_encryption));
     let status = Object::new()
         .with("State", node.status.state.name())
         .filled("Message", node.status.message.as_str())
@@ -98,10 +102,29 @@ pub fn node(node: &Node, facts: NodeFacts<'_>) -> Value {
         .build()
 }
 
+/// A node's end of encrypted networks; keys are public halves.
+#[must_use]
+pub fn node_encryption(said: &NodeEncryption) -> Value {
+    let keys: serde_json::Map<String, Value> = said
+        .keys
+        .iter()
+        .map(|(generation, key)| (generation.to_string(), STANDARD.encode(key.0).into()))
+        .collect();
+    Object::new()
+        .with("Backend", said.backend.name())
+        .with("Keys", keys)
+        .with("SendsWith", said.sends_with)
+        .with("UDPSegmentation", said.udp_segmentation)
+        .build()
+}
+
 #[cfg(test)]
 mod tests {
     use base::Id;
-    use types::{ManagerStatus, Meta, NodeDescription, NodeId, NodeRole, NodeSpec, NodeStatus};
+    use types::{
+        EncryptionBackend, ManagerStatus, Meta, NetworkKey, NodeDescription, NodeId, NodeRole,
+        NodeSpec, NodeStatus,
+    };
 
     use super::*;
 
@@ -133,6 +156,29 @@ mod tests {
             node.spec.role = wanted;
             assert_eq!(tls_status(&node, Timestamp(1_000)), text, "{expires} {wanted:?}");
         }
+    }
+
+    #[test]
+    fn the_end_of_encrypted_networks_is_shown_once_it_is_said() {
+        let mut sample = sample();
+        assert_eq!(node(&sample, NodeFacts::default())["Description"].get("Encryption"), None);
+        sample.description.data_path.encryption = Some(NodeEncryption {
+            backend: EncryptionBackend::Kernel,
+            keys: [(1, NetworkKey([7; 32])), (2, NetworkKey([0xfb; 32]))].into(),
+            sends_with: 1,
+            udp_segmentation: true,
+        });
+        assert_eq!(
+            node(&sample, NodeFacts::default())["Description"]["Encryption"],
+            json!({
+                "Backend": "kernel",
+                "Keys": {
+                    "1": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
+                    "2": "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=",
+                },
+                "SendsWith": 1, "UDPSegmentation": true,
+            })
+        );
     }
 
     #[test]

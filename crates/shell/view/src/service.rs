@@ -5,7 +5,7 @@
 //! never makes an update out of date.
 
 use serde_json::{Value, json};
-use types::{Service, UpdateState, UpdateStatus};
+use types::{PortSpec, Service, UpdateState, UpdateStatus};
 
 use crate::json::{Object, time};
 use crate::spec::{endpoint, port, service_spec};
@@ -71,15 +71,30 @@ fn given(service: &Service) -> Value {
     object.filled("Ports", ports).filled("VirtualIPs", vips).build()
 }
 
-/// Ports of the mesh as a list shows them: `*:8080->80/tcp, *:53->53/udp`.
+/// Ports of the mesh as a list shows them, by protocol and number, neighbours as a range:
+/// `*:8080-8081->80-81/tcp, *:53->53/udp`.
 #[must_use]
 pub fn published_ports(service: &Service) -> String {
     let given = service.endpoint.iter().flat_map(|endpoint| endpoint.mesh_ports());
-    let text = |port: &types::PortSpec| {
-        let host = if port.host.is_empty() { "*" } else { &port.host };
-        format!("{host}:{}->{}/{}", port.published, port.target, port.protocol.name())
+    let mut ports: Vec<&PortSpec> = given.collect();
+    ports.sort_by_key(|port| (port.protocol.name(), &port.host, port.published, port.target));
+    let continues = |a: &&PortSpec, b: &&PortSpec| {
+        (a.protocol, &a.host) == (b.protocol, &b.host)
+            && a.published.checked_add(1) == Some(b.published)
+            && a.target.checked_add(1) == Some(b.target)
     };
-    given.map(text).collect::<Vec<_>>().join(", ")
+    let text = |run: &[&PortSpec]| {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let host = if first.host.is_empty() { "*" } else { &first.host };
+        let range = |from: u16, to: u16| match from == to {
+            true => from.to_string(),
+            false => format!("{from}-{to}"),
+        };
+        let published = range(first.published, last.published);
+        let target = range(first.target, last.target);
+        format!("{host}:{published}->{target}/{}", first.protocol.name())
+    };
+    ports.chunk_by(continues).map(text).collect::<Vec<_>>().join(", ")
 }
 
 fn update_status(status: &UpdateStatus) -> Value {
@@ -100,6 +115,35 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn neighbouring_ports_are_shown_as_a_range() {
+        use types::{
+            Endpoint,
+            PortProtocol::{Tcp, Udp},
+            PublishMode,
+        };
+        let port = |protocol, published, target, host: &str| PortSpec {
+            protocol,
+            published,
+            target,
+            host: host.into(),
+            ..PortSpec::default()
+        };
+        let ports = vec![
+            port(Udp, 53, 53, ""),
+            port(Tcp, 8081, 81, ""),
+            port(Tcp, 8080, 80, ""),
+            port(Tcp, 8082, 90, ""),
+            port(Tcp, 8083, 91, "192.0.2.1"),
+            PortSpec { mode: PublishMode::Host, ..port(Tcp, 8084, 92, "") },
+        ];
+        let endpoint = Some(Arc::new(Endpoint { vips: Vec::new(), ports }));
+        let service = Service { endpoint, ..sample() };
+        let expected = "*:8080-8081->80-81/tcp, *:8082->90/tcp, 192.0.2.1:8083->91/tcp, \
+                        *:53->53/udp";
+        assert_eq!(published_ports(&service), expected);
+    }
 
     fn sample() -> Service {
         let container = ContainerSpec {

@@ -28,6 +28,7 @@ mod generated {
 }
 
 mod convert;
+pub mod fuzzing;
 mod log;
 
 pub use convert::{ERROR_KEY, bad_paths, fault_of, id, optional_id, status_of};

@@ -125,6 +125,7 @@ fn change_to_wire(change: &Change) -> form::Change {
             expect: *expect,
             spec: Some((&**spec).into()),
         }),
+        Change::RotateNetworkKey { expect } => Form::RotateNetworkKey(*expect),
         Change::AddAddressPools(pools) => {
             Form::AddAddressPools(form::AddressPools { pools: pools.clone() })
         }
@@ -275,6 +276,7 @@ fn change_from_wire(form: form::Change) -> Result<Change, Fault> {
             spec: Box::new(needed_plain(f.spec, "spec")?),
         },
         Form::AddAddressPools(f) => Change::AddAddressPools(f.pools),
+        Form::RotateNetworkKey(expect) => Change::RotateNetworkKey { expect },
         Form::SetJoinTokens(f) => Change::SetJoinTokens { worker: f.worker, manager: f.manager },
         Form::CreateNode(node) => Change::CreateNode(Box::new(node.try_into()?)),
         Form::UpdateNode(f) => Change::UpdateNode {
@@ -635,6 +637,7 @@ mod tests {
         let changes = vec![
             Change::CreateCluster(Box::new((**view.cluster().unwrap()).clone())),
             Change::UpdateCluster { expect, spec: Box::default() },
+            Change::RotateNetworkKey { expect: 7 },
             Change::AddAddressPools(vec!["10.0.0.0/8".into()]),
             Change::SetJoinTokens { worker: "w".into(), manager: "m".into() },
             Change::CreateNode(Box::new((**node).clone())),

@@ -6,6 +6,7 @@
 
 mod lines;
 mod node;
+mod rotation;
 mod space;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Figure>> {
         figures.extend(containers(rounds, wire)?);
     }
     figures.push(first_packet(rounds.max(FIRST_PACKETS))?);
+    figures.push(rotation(rounds)?);
     figures.extend(many_peers()?);
     Ok(figures)
 }
@@ -134,6 +136,18 @@ fn first_packet(rounds: usize) -> Result<Figure> {
     }
     let name = "tunnel: first packet and its answer after a peer is added".to_owned();
     Ok(figure(name, "ms", &times, &[], rounds))
+}
+
+/// Of all rounds together: one lost datagram is one too many.
+fn rotation(rounds: usize) -> Result<Figure> {
+    let mut all = rotation::Passed::default();
+    for _ in 0..rounds {
+        let passed = rotation::change_keys()?;
+        all.sent += passed.sent;
+        all.lost += passed.lost;
+    }
+    let name = format!("tunnel: keys changed 300 ms apart, of {} at 2 x 100 Mb/s lost", all.sent);
+    Ok(Figure { name, unit: "datagrams", ours: all.lost as f64, peer: None, rounds })
 }
 
 /// What 1,000 peers cost who say nothing.

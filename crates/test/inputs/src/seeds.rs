@@ -5,18 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::sync::Arc;
 
-use base::{Id, Timestamp};
+use base::{Id, Millis, Timestamp};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use shim::proto::{FailureKind, Report, Request};
-use state::{Author, Change, ChangeSet, Proposal};
+use state::{Author, Change, ChangeSet, Proposal, Snapshot};
 use tar::{Builder, EntryType, Header};
 use testkit::fixture;
 use tunnel::OffloadHeader;
 use types::{
-    DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkId, NetworkPart, NodeId,
-    PortPart, PortProtocol, PublishMode, ServiceId, ServicePart, TaskId,
+    DirectoryUpdate, EncryptionBackend, EndpointMode, EndpointPart, Meta, Network, NetworkCheck,
+    NetworkDriver, NetworkId, NetworkPart, NetworkSpec, NodeId, PathCheck, PortPart, PortProtocol,
+    PublishMode, ServiceId, ServicePart, TaskId, TunnelCheck,
 };
 
 const CLUSTER: &str = "node a ready
@@ -63,6 +65,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         ]),
         "join_token" => texts(&["SWMTKN-1-\
             3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx"]),
+        "network_check" => vec![network_check()],
         "tunnel_split" => vec![super_packet(&[]), super_packet(&VXLAN), vec![0; 60]],
         "tunnel_join" => vec![segments(&super_packet(&[])), segments(&super_packet(&VXLAN))],
         _ => Vec::new(),
@@ -145,6 +148,52 @@ fn snapshot() -> Vec<u8> {
     bytes
 }
 
+/// The encrypted network of the mesh, which all nodes are on.
+pub(crate) fn checked_network() -> (Snapshot, Network) {
+    let mut spec = NetworkSpec::ingress();
+    spec.options.insert("encrypted".into(), String::new());
+    let id = NetworkId(Id::from_u128(1).expect("a small number"));
+    let network = Network {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        vni: 4_096,
+        mtu: 1_370,
+        subnets: Vec::new(),
+    };
+    (fixture(CLUSTER).view, network)
+}
+
+/// What one of its nodes found: with itself, one that is there, and one that is unknown.
+fn network_check() -> Vec<u8> {
+    let (view, network) = checked_network();
+    let tunnel = TunnelCheck {
+        backend: EncryptionBackend::UserSpace,
+        generation: 2,
+        handshake_age: Some(Millis(61_000)),
+        sent_bytes: 1 << 40,
+        received_bytes: 7,
+        drops: [("wrong-key".into(), 3), ("forged".into(), 1)].into(),
+        trouble: "no handshake with it".into(),
+    };
+    let path = |node: NodeId| PathCheck {
+        node,
+        sent: 50,
+        answered: 49,
+        round_trip_us: 812,
+        wanted: 1_370,
+        passes: 1_300,
+        tunnel: Some(tunnel.clone()),
+    };
+    let nodes = view.nodes().map(|node| node.id).chain([NodeId::MAX]);
+    wire::fuzzing::network_check_seed(&NetworkCheck {
+        network: network.id,
+        problems: vec!["the device is missing".into()],
+        paths: nodes.map(path).collect(),
+        strangers: vec![[192, 0, 2, 7].into()],
+    })
+}
+
 fn shim_frames() -> Vec<u8> {
     let failed = Report::Failed { kind: FailureKind::User, code: 126, message: "no".into() };
     [
@@ -206,6 +255,7 @@ pub(crate) fn directory() -> DirectoryUpdate {
             encrypted: false,
             subnets: vec![(subnet, [10, 0, 1, 1].into())],
             options: BTreeMap::new(),
+            config_from: String::new(),
         }],
         services: vec![service(2, "web", 2), service(3, "db", 0)],
         endpoints: (3..40).map(endpoint).collect(),

@@ -8,9 +8,9 @@ use base::Id;
 use pki::JoinToken;
 use shim::proto::Decoder;
 use tunnel::{Coalescer, Offload, OffloadHeader};
-use types::{Constraint, ImageName};
+use types::{Constraint, ImageName, limits};
 
-use crate::seeds::{directory, question};
+use crate::seeds::{checked_network, directory, question};
 
 /// One decoder or parser.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "log_record", run: store::fuzzing::log_record },
     Target { name: "log_header", run: store::fuzzing::log_header },
     Target { name: "log_entry", run: store::fuzzing::log_entry },
@@ -37,6 +37,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "image_name", run: image_name },
     Target { name: "constraint", run: constraint },
     Target { name: "join_token", run: join_token },
+    Target { name: "network_check", run: network_check },
     Target { name: "tunnel_split", run: tunnel_split },
     Target { name: "tunnel_join", run: tunnel_join },
 ];
@@ -72,6 +73,28 @@ fn snapshot(mut bytes: &[u8]) {
     });
     written.expect("memory takes everything");
     wire::decode_snapshot(&mut again.as_slice()).expect("what was written is read");
+}
+
+/// What a node says of a network is bounded, and may be judged whatever it is.
+fn network_check(bytes: &[u8]) {
+    let Some(check) = wire::fuzzing::network_check(bytes) else { return };
+    assert!(check.paths.len() <= limits::CHECK_PATHS_MAX);
+    assert!(check.problems.len().max(check.strangers.len()) <= limits::CHECK_TEXTS_MAX);
+    let tunnels = check.paths.iter().filter_map(|path| path.tunnel.as_ref());
+    for tunnel in tunnels.clone() {
+        assert!(tunnel.drops.len() <= limits::TUNNEL_DROPS_MAX);
+        assert!(tunnel.drops.keys().all(|cause| cause.len() <= limits::TUNNEL_DROP_BYTES_MAX));
+    }
+    let texts = check.problems.iter().chain(tunnels.map(|tunnel| &tunnel.trouble));
+    for text in texts {
+        assert!(text.len() <= limits::STATUS_TEXT_BYTES_MAX && !text.contains(char::is_control));
+    }
+    let (view, network) = checked_network();
+    let nodes: Vec<_> = dispatch::members(&view, &network).into_iter().collect();
+    let answers = nodes.iter().map(|node| (*node, Ok(check.clone()))).collect();
+    let verdicts = dispatch::judge_paths(&view, &network, &answers);
+    let most = nodes.len() * (limits::CHECK_TEXTS_MAX + limits::CHECK_TEXTS_MAX + nodes.len());
+    assert!(verdicts.len() <= most);
 }
 
 fn shim_frames(bytes: &[u8]) {

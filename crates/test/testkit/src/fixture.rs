@@ -246,6 +246,8 @@ fn cluster(spec: ClusterSpec) -> Cluster {
         format_level: 1,
         epoch: 1,
         data_path_port: 4789,
+        encryption_ports: types::limits::ENCRYPTION_PORTS_DEFAULT,
+        network_key_generation: 1,
         address_pools: Vec::new(),
         address_pool_mask: 24,
         next_node_number: 1,

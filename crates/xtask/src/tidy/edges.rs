@@ -47,6 +47,14 @@ fn place_of(root: &Path, package: &Package) -> String {
     place.to_string_lossy().into_owned()
 }
 
+/// Whether an entry of the directions allows the edge: one may be for tests alone.
+fn is_listed(entry: &str, edge: &Edge<'_>, to: &str) -> bool {
+    match entry.strip_suffix(" in tests") {
+        Some(pattern) => edge.is_dev && matches(pattern, to),
+        None => matches(entry, to),
+    }
+}
+
 struct Edge<'a> {
     from: &'a str,
     name: &'a str,
@@ -118,7 +126,7 @@ impl Rules {
             .directions
             .iter()
             .filter(|(from, _)| matches(from, edge.from))
-            .any(|(_, tos)| tos.iter().any(|pattern| matches(pattern, to)));
+            .any(|(_, tos)| tos.iter().any(|entry| is_listed(entry, edge, to)));
         let to_tests = to.starts_with("test/") && !PROVERS.iter().any(|p| edge.from.starts_with(p));
         if for_tests || ((everybody || listed) && !to_tests) {
             return None;
@@ -189,7 +197,7 @@ mod tests {
 | --- | --- | --- |
 | core/base | – | domain |
 | core/state | core/types | Raft |
-| shell/store | core/state, shell/wire | x |
+| shell/store | core/state, shell/wire, shell/pki in tests | x |
 | test/* | * | – |
 
 <!-- tidy: confined -->
@@ -217,6 +225,7 @@ mod tests {
             ("core/state", "serde", None, false),
             ("core/state", "proptest", None, true),
             ("shell/store", "types", Some("core/types"), false),
+            ("shell/store", "pki", Some("shell/pki"), true),
             ("shell/store", "openraft", None, false),
             ("test/sim", "anything", Some("shell/manager"), false),
             ("test/sim", "testkit", Some("test/testkit"), false),
@@ -231,6 +240,7 @@ mod tests {
             ("core/state", "wire", Some("shell/wire"), false),
             ("core/base", "types", Some("core/types"), false),
             ("shell/store", "testkit", Some("test/testkit"), false),
+            ("shell/store", "pki", Some("shell/pki"), false),
             ("shell/unheard", "state", Some("core/state"), false),
             ("core/state", "tokio", None, false),
             ("core/state", "proptest", None, false),

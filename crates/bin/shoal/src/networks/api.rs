@@ -40,8 +40,8 @@ impl Known {
 
     const fn scope(&self) -> &'static str {
         match self {
-            Self::Own(_) => "local",
-            Self::Cluster(_) => "swarm",
+            Self::Own(network) if !network.swarm => "local",
+            Self::Own(_) | Self::Cluster(_) => "swarm",
         }
     }
 
@@ -78,19 +78,38 @@ impl NodeNetwork {
         known.map(|known| view(&known, &containers)).collect()
     }
 
-    pub(crate) fn get(&self, text: &str) -> Result<v1::NodeNetworkView, Fault> {
+    pub(crate) async fn get(&self, text: &str) -> Result<v1::NodeNetworkView, Fault> {
         let containers = self.path.containers();
         let known = self.find(text)?;
         let mut shown = view(&known, &containers);
         shown.containers = on_network(&known, &containers);
+        if let Known::Cluster(part) = &known
+            && part.encrypted
+        {
+            shown.tunnels = self.tunnels_to(part.id).await?;
+        }
         Ok(shown)
+    }
+
+    async fn tunnels_to(&self, network: NetworkId) -> Result<Vec<v1::NetworkTunnel>, Fault> {
+        let tunnels =
+            self.path.tunnels_to(network).await.map_err(|error| {
+                Fault::new(ErrorCode::Internal, base::chain(&error).to_string())
+            })?;
+        let one = |tunnel: network::TunnelTo| v1::NetworkTunnel {
+            node: wire::bytes_of(tunnel.node.0),
+            name: tunnel.name,
+            address: tunnel.address.to_string(),
+            tunnel: Some((&tunnel.check).into()),
+        };
+        Ok(tunnels.into_iter().map(one).collect())
     }
 
     pub(crate) async fn remove(&self, text: &str) -> Result<(), Fault> {
         match self.find(text)? {
-            Known::Own(network) => self.remove_own(&network).await,
-            Known::Cluster(part) => {
-                let message = format!("network {} is the cluster's", part.name);
+            Known::Own(network) if !network.swarm => self.remove_own(&network).await,
+            known => {
+                let message = format!("network {} is the cluster's", known.name());
                 Err(Fault::new(ErrorCode::NotAManager, message).hint("ask a manager"))
             }
         }
@@ -141,7 +160,7 @@ impl NodeNetwork {
 fn pick(known: Vec<Known>, text: &str) -> Result<Known, Fault> {
     let by_id = |known: &Known| known.id().to_string() == text;
     let by_name = |known: &Known| known.name().eq_ignore_ascii_case(text);
-    let in_cluster = |known: &Known| matches!(known, Known::Cluster(_));
+    let in_cluster = |known: &Known| known.scope() == "swarm";
     let found = known
         .iter()
         .find(|one| by_id(one))
@@ -194,6 +213,8 @@ fn is_listed(known: &Known, request: &v1::ListNetworksRequest, in_use: bool) -> 
 fn is_pruned(network: &LocalNetwork, request: &v1::PruneNetworksRequest) -> bool {
     let labels = &network.spec.labels;
     !network.id.is_predefined()
+        && !network.swarm
+        && !network.spec.config_only
         && (request.until == 0 || network.created < Timestamp(request.until))
         && has_labels(labels, &request.labels)
         && (request.not_labels.is_empty() || !has_labels(labels, &request.not_labels))
@@ -204,6 +225,7 @@ fn view(known: &Known, containers: &[(String, LocalContainer)]) -> v1::NodeNetwo
     match known {
         Known::Own(network) => v1::NodeNetworkView {
             network: Some(network.into()),
+            swarm: network.swarm,
             in_use,
             mtu: network.spec.mtu().unwrap_or_default(),
             ..v1::NodeNetworkView::default()
@@ -234,7 +256,7 @@ fn as_network(part: &NetworkPart) -> LocalNetwork {
     let subnet =
         |(net, gateway): &(ipnet::IpNet, std::net::IpAddr)| Subnet::new(*net, None, Some(*gateway));
     let subnets = part.subnets.iter().map(subnet).collect();
-    LocalNetwork { id: part.id, created: Timestamp(0), spec, subnets }
+    LocalNetwork { id: part.id, created: Timestamp(0), spec, subnets, swarm: true }
 }
 
 fn on_network(known: &Known, containers: &[(String, LocalContainer)]) -> Vec<v1::NetworkContainer> {
@@ -288,6 +310,7 @@ mod tests {
             encrypted: false,
             subnets: Vec::new(),
             options: Default::default(),
+            config_from: String::new(),
         })
     }
 

@@ -150,6 +150,15 @@ impl NodeNetwork {
                 }
                 self.ensure_bridge().await?;
             }
+            _ if network.spec.config_only || network.swarm => {
+                let name = &network.spec.name;
+                let what = if network.swarm {
+                    format!("network {name} not manually attachable")
+                } else {
+                    format!("network {name} is a configuration: no container can be on it")
+                };
+                return Err(Fault::new(ErrorCode::PermissionDenied, what));
+            }
             _ => {}
         }
         let attachment = Attachment { network: network.id, v4: wishes.v4, v6: wishes.v6 };

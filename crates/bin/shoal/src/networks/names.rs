@@ -5,6 +5,7 @@
 //! Does not know: questions. Invariant: what it was told last is what was so when somebody looked
 //! last; every change of who is on a network looks.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use base::chain;
@@ -66,6 +67,16 @@ pub(super) fn departures(update: &DirectoryUpdate) -> Option<DirectoryUpdate> {
     (!departures.is_empty()).then_some(departures)
 }
 
+/// Without networks that this node makes for itself: it knows who is on them.
+pub(super) fn of_overlays(update: &DirectoryUpdate) -> Cow<'_, DirectoryUpdate> {
+    if !update.networks.iter().any(|part| part.driver.is_of_nodes()) {
+        return Cow::Borrowed(update);
+    }
+    let mut update = update.clone();
+    update.networks.retain(|part| !part.driver.is_of_nodes());
+    Cow::Owned(update)
+}
+
 /// Everything of it: there is little.
 fn directory(
     networks: &[LocalNetwork],
@@ -82,6 +93,7 @@ fn directory(
         encrypted: false,
         subnets: network.subnets.iter().map(|subnet| (subnet.net, subnet.gateway)).collect(),
         options: network.spec.options.clone(),
+        config_from: network.spec.config_from.clone(),
     };
     let mut update = DirectoryUpdate {
         full: true,

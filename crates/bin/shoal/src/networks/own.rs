@@ -5,17 +5,19 @@
 //! Invariant: a network is in the kernel before it is in the list, and out of the list after it is
 //! out of the kernel; so what is listed works, whenever the daemon ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent::NetworkDb;
 use base::{Timestamp, chain};
+use ports::Clock;
 use types::{
-    ErrorCode, Fault, LocalNetwork, NetworkDriver, NetworkId, NetworkSpec,
-    check_local_network_spec, limits::LOCAL_NETWORKS_MAX,
+    ErrorCode, Fault, LocalNetwork, NetworkDriver, NetworkId, NetworkPart, NetworkSpec,
+    check_local_network_spec, from_config, limits::LOCAL_NETWORKS_MAX,
 };
 
 use super::NodeNetwork;
+use crate::clock::SystemClock;
 
 /// Networks of the node's own. Clones share everything.
 #[derive(Clone, Debug)]
@@ -45,6 +47,31 @@ impl OwnNetworks {
         self.lock().values().cloned().collect()
     }
 
+    /// What stands in a configuration.
+    fn config(&self, name: &str) -> Result<NetworkSpec, Fault> {
+        let all = self.lock();
+        let named = |network: &&LocalNetwork| network.spec.name.eq_ignore_ascii_case(name);
+        let (message, code) = match all.values().find(named) {
+            Some(network) if network.spec.config_only => return Ok(network.spec.clone()),
+            Some(_) => {
+                (format!("network \"{name}\" is no configuration network"), ErrorCode::Invalid)
+            }
+            None => {
+                (format!("configuration network \"{name}\" does not exist"), ErrorCode::NotFound)
+            }
+        };
+        Err(Fault { code, ..Fault::invalid("--config-from", message) }.hint(
+            "make it on this node: shoal network create --config-only --subnet … -o parent=… NAME",
+        ))
+    }
+
+    /// A network that is made of this configuration.
+    fn user_of(&self, config: &str) -> Option<String> {
+        let all = self.lock();
+        let uses = |network: &&LocalNetwork| network.spec.config_from.eq_ignore_ascii_case(config);
+        all.values().find(uses).map(|network| network.spec.name.clone())
+    }
+
     /// Every network of the node's own, the three that every node has among them.
     pub(super) fn all(&self) -> Vec<LocalNetwork> {
         let mut all = self.lock().clone();
@@ -59,7 +86,7 @@ impl OwnNetworks {
 fn predefined() -> [LocalNetwork; 3] {
     let alone = |id, name: &str, driver| {
         let spec = NetworkSpec { name: name.into(), driver, ipv4: true, ..NetworkSpec::default() };
-        LocalNetwork { id, created: Timestamp(0), spec, subnets: Vec::new() }
+        LocalNetwork { id, created: Timestamp(0), spec, subnets: Vec::new(), swarm: false }
     };
     [
         LocalNetwork::predefined_bridge(),
@@ -75,10 +102,14 @@ impl NodeNetwork {
     /// When its name, its subnet or its link is taken, or the kernel cannot do it.
     pub(crate) async fn create_own(
         &self,
-        spec: NetworkSpec,
+        mut spec: NetworkSpec,
         id: NetworkId,
         now: Timestamp,
     ) -> Result<(), Fault> {
+        if spec.config_only {
+            // As docker shows them; the driver is said by who refers to it.
+            spec.driver = NetworkDriver::None;
+        }
         check_local_network_spec(&spec)?;
         let _changing = self.own.changing.lock().await;
         let known = self.own.all();
@@ -93,12 +124,75 @@ impl NodeNetwork {
             let message = format!("this node has {LOCAL_NETWORKS_MAX} networks already");
             return Err(Fault::new(ErrorCode::FailedPrecondition, message));
         }
-        let subnets = self.path.plan_local(spec.clone()).await?;
-        self.make(LocalNetwork { id, created: now, spec, subnets }).await
+        self.plan_and_make(spec, id, now, false).await
+    }
+
+    /// This node's part of a network of the cluster that each node makes for itself.
+    ///
+    /// # Errors
+    /// When the configuration that it is made of is not here, or the kernel cannot do it.
+    pub(super) async fn ensure_of_cluster(&self, part: &NetworkPart) -> Result<(), Fault> {
+        let _changing = self.own.changing.lock().await;
+        if let Some(known) = self.own.get(part.id) {
+            return self.path.make_local(known).await;
+        }
+        let spec = NetworkSpec {
+            name: part.name.clone(),
+            driver: part.driver,
+            internal: part.internal,
+            ipv4: true,
+            options: part.options.clone(),
+            config_from: part.config_from.clone(),
+            ..NetworkSpec::default()
+        };
+        self.plan_and_make(spec, part.id, SystemClock::new().now(), true).await
+    }
+
+    /// Takes away this node's parts of networks that it takes no part in any more, unless a
+    /// container is still on them. Before the managers have been heard it may take part in all.
+    pub(super) async fn release_of_cluster(&self) {
+        let _changing = self.own.changing.lock().await;
+        let parts = self.parts().as_ref().map(|parts| parts.keys().copied().collect());
+        let Some(parts): Option<BTreeSet<NetworkId>> = parts else { return };
+        let left = |network: &LocalNetwork| network.swarm && !parts.contains(&network.id);
+        for network in self.own.recorded().into_iter().filter(left) {
+            match self.take_away(&network).await {
+                Err(fault) if fault.code != ErrorCode::Conflict => {
+                    let (name, error) = (&network.spec.name, &fault.message);
+                    tracing::warn!(name, error, "a network is not taken away");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn plan_and_make(
+        &self,
+        mut spec: NetworkSpec,
+        id: NetworkId,
+        created: Timestamp,
+        swarm: bool,
+    ) -> Result<(), Fault> {
+        if !spec.config_from.is_empty() {
+            spec = from_config(&spec, &self.own.config(&spec.config_from)?)?;
+        }
+        let subnets = match spec.config_only {
+            true => Vec::new(),
+            false => self.path.plan_local(spec.clone()).await?,
+        };
+        self.make(LocalNetwork { id, created, spec, subnets, swarm }).await
+    }
+
+    /// Puts it into the kernel, which has nothing of a configuration.
+    async fn lay(&self, network: &LocalNetwork) -> Result<(), Fault> {
+        match network.spec.config_only {
+            true => Ok(()),
+            false => self.path.make_local(network.clone()).await,
+        }
     }
 
     async fn make(&self, network: LocalNetwork) -> Result<(), Fault> {
-        self.path.make_local(network.clone()).await?;
+        self.lay(&network).await?;
         if let Err(error) = self.own.db.put(&network) {
             // What is not on disk must not be in the kernel.
             self.path.remove_local(network.id).await?;
@@ -120,10 +214,20 @@ impl NodeNetwork {
             return Err(Fault::new(ErrorCode::PermissionDenied, message));
         }
         let _changing = self.own.changing.lock().await;
+        if network.spec.config_only
+            && let Some(user) = self.own.user_of(name)
+        {
+            let message = format!("configuration network \"{name}\" is in use by network {user}");
+            return Err(Fault::new(ErrorCode::Conflict, message));
+        }
+        self.take_away(network).await
+    }
+
+    async fn take_away(&self, network: &LocalNetwork) -> Result<(), Fault> {
         self.path.remove_local(network.id).await?;
         if let Err(error) = self.own.db.remove(network.id) {
             // It is there again as long as it is listed.
-            self.path.make_local(network.clone()).await?;
+            self.lay(network).await?;
             return Err(Fault::new(ErrorCode::Internal, chain(&error).to_string()));
         }
         self.own.lock().remove(&network.id);
@@ -154,6 +258,7 @@ impl NodeNetwork {
             .any(|end| end.network == Some(NetworkId::BRIDGE));
         let mut networks = self.own.recorded();
         networks.retain(|network| bridged || network.id != NetworkId::BRIDGE);
+        networks.retain(|network| !network.spec.config_only);
         self.path.set_local(networks).await
     }
 

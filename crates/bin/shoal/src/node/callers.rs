@@ -49,6 +49,8 @@ const RPCS: &[(Open, &str, &[&str])] = &[
             "UpdateCluster",
             "RotateJoinToken",
             "GetJoinTokens",
+            "RotateNetworkKey",
+            "GetNetworkKeyProgress",
             "ListNodes",
             "GetNode",
             "UpdateNode",
@@ -434,6 +436,8 @@ fn config(folder: &std::path::Path) -> Config {
         insecure_registries: Vec::new(),
         cgroup_parent: "/shoal".into(),
         raft_timing: store::Timing::LAN,
+        encryption: network::EncryptionMode::Auto,
+        metrics_addr: None,
     }
 }
 

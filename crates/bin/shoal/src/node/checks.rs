@@ -6,7 +6,7 @@
 use types::{ErrorCode, Fault};
 
 use super::{Active, Member};
-use crate::address;
+use crate::{address, udp_ports};
 
 const CLUSTER_EXISTS: &str = "This node is already part of a swarm. Use \"shoal swarm leave\" to \
                               leave this swarm and join another one.";
@@ -15,6 +15,17 @@ pub(super) fn check_free(active: &Active) -> Result<(), Fault> {
     match active.member.is_some() || active.error.is_some() {
         true => Err(Fault::new(ErrorCode::FailedPrecondition, CLUSTER_EXISTS)),
         false => Ok(()),
+    }
+}
+
+/// Before a cluster takes this node in: its UDP ports, that of the data path first.
+pub(super) async fn check_joined_ports(ports: &[u16]) -> Result<(), Fault> {
+    match ports {
+        [path, encryption @ ..] => {
+            let ports = udp_ports::of_cluster(*path, encryption);
+            udp_ports::check_free(&ports, udp_ports::PATIENCE).await
+        }
+        [] => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use types::{Availability, Cluster, ClusterId, ClusterSpec, Fault, NetworkId, Nod
 use wire::v1;
 
 use super::internal;
+use crate::udp_ports;
 
 /// A new cluster, before anything of it is on disk.
 pub(super) struct InitPlan {
@@ -33,6 +34,8 @@ impl InitPlan {
         let spec = request.spec.clone().map(ClusterSpec::from).unwrap_or_default();
         types::check_cluster_spec(&spec)?;
         types::check_address_pools(&request.address_pools, request.address_pool_mask)?;
+        let (data_path_port, encryption_ports) =
+            types::check_udp_ports(request.data_path_port, &request.encryption_ports)?;
         let availability = match request.availability {
             0 | 1 => Availability::Active,
             2 => Availability::Pause,
@@ -55,7 +58,9 @@ impl InitPlan {
             manager_token: token()?,
             format_level: types::limits::FORMAT_LEVEL,
             epoch: 1,
-            data_path_port: data_path_port(request.data_path_port)?,
+            data_path_port: u32::from(data_path_port),
+            encryption_ports,
+            network_key_generation: 1,
             address_pools: match request.address_pools.is_empty() {
                 true => vec![types::POOL_DEFAULT.into()],
                 false => request.address_pools.clone(),
@@ -75,6 +80,13 @@ impl InitPlan {
         Ok(Self { root, node, raft_id, availability, cluster, ingress })
     }
 
+    /// Whether this host has free what every node must.
+    pub(super) async fn check_ports(&self) -> Result<(), Fault> {
+        let path = u16::try_from(self.cluster.data_path_port).unwrap_or_default();
+        let ports = udp_ports::of_cluster(path, &self.cluster.encryption_ports);
+        udp_ports::check_free(&ports, udp_ports::PATIENCE).await
+    }
+
     /// This node's key and certificate.
     pub(super) fn certificate(&self, now: Timestamp) -> Result<Stored> {
         let key = NodeKey::generate()?;
@@ -90,16 +102,4 @@ impl InitPlan {
 fn ula_prefix(random: u128) -> Ipv6Net {
     let bits = 0xfd << 120 | (random >> 88) << 80;
     Ipv6Net::new_assert(bits.into(), 48)
-}
-
-fn data_path_port(port: u32) -> Result<u32, Fault> {
-    match port {
-        0 => Ok(types::limits::DATA_PATH_PORT_DEFAULT.into()),
-        1024..=49151 => Ok(port),
-        _ => {
-            let message =
-                format!("Datapath port number is not in valid range (1024-49151) : {port}");
-            Err(Fault::invalid("--data-path-port", message))
-        }
-    }
 }

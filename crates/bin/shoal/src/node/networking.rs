@@ -6,8 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base::chain;
+use ports::runtime::Runtime as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use types::DataPath;
@@ -30,11 +33,38 @@ impl Node {
             tokio::join!(
                 network.clone().keep(conditions, stopped.clone()),
                 network.suspect(until()),
+                network.keep_encryption(until()),
                 path.run(until()),
                 path.watch_peers(until()),
             );
         });
         (stop, keeping)
+    }
+
+    /// Keeps the description true: what is to be said of images and of the data path.
+    pub(crate) async fn keep_described(self: Arc<Self>) {
+        loop {
+            let images = self.runtime.list_images().await.unwrap_or_default();
+            let mut references: Vec<String> = images
+                .into_iter()
+                .flat_map(|image| image.references.into_iter().chain(image.digests))
+                .collect();
+            references.sort();
+            references.dedup();
+            let mut new =
+                self.machine.description(&self.config.hostname, &self.config.labels, references);
+            self.follow_address().await;
+            new.data_path = self.data_path().await;
+            self.description.send_if_modified(|known| {
+                let changed = *known != new;
+                if changed {
+                    *known = new;
+                }
+                changed
+            });
+            // At once when the peers of encrypted networks wait for it.
+            let _ = tokio::time::timeout(DESCRIBE_PERIOD, self.network.news()).await;
+        }
     }
 
     /// Before the agent begins: where VXLAN packets come from, and what there is to say of it.
@@ -106,3 +136,6 @@ impl Node {
         }
     }
 }
+
+/// How often images are looked at for the node's description.
+const DESCRIBE_PERIOD: Duration = Duration::from_secs(5);

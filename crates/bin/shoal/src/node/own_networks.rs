@@ -14,7 +14,7 @@ use pki::NodeTls;
 use ports::Clock as _;
 use ports::store::Store as _;
 use tokio::time::{Instant, timeout, timeout_at};
-use types::{Attachment, ErrorCode, Fault, NetworkId, NetworkSpec, TaskId};
+use types::{Attachment, ErrorCode, Fault, LocalNetwork, NetworkId, NetworkSpec, TaskId};
 use wire::v1;
 
 use super::{Node, Standing};
@@ -154,6 +154,13 @@ impl Node {
         }
     }
 
+    async fn find_in_cluster(&self, text: &str) -> Result<Sought, Fault> {
+        let (tls, managers) = self.managers().await?;
+        let found = timeout(CONNECT_MAX, join::find_network(&tls, &managers, text)).await;
+        let found = found.unwrap_or_else(|_| Err(failed("context deadline exceeded")))?;
+        Ok(Sought { id: wire::id(&found.id, "network.id")?, name: found.name, own: None })
+    }
+
     async fn disconnect_task(
         &self,
         id: &str,
@@ -185,10 +192,18 @@ impl Node {
 
     async fn try_disconnect(&self, request: &v1::DisconnectNetworkRequest) -> Result<(), Fault> {
         let (id, container) = self.network.find_container(&request.container)?;
-        let known = self.network.find(&request.network)?;
-        let (name, network) = (container.names.first().unwrap_or(&id), known.name());
-        let end = container.links.iter().find(|end| end.network == Some(known.id()));
-        match (end.map(|end| end.asked_by), &known) {
+        let known = match self.network.find(&request.network) {
+            // It is the cluster's, and the managers have not been heard since the daemon's start.
+            Err(fault)
+                if fault.code == ErrorCode::NotFound && self.facts().await.node.is_some() =>
+            {
+                self.find_in_cluster(&request.network).await?
+            }
+            found => Sought::from(found?),
+        };
+        let (name, network) = (container.names.first().unwrap_or(&id), &known.name);
+        let end = container.links.iter().find(|end| end.network == Some(known.id));
+        match (end.map(|end| end.asked_by), &known.own) {
             (None, _) => {
                 let message = format!("container {name} is not connected to network {network}");
                 Err(Fault::new(ErrorCode::NotFound, message))
@@ -199,11 +214,28 @@ impl Node {
                 Err(Fault::new(ErrorCode::FailedPrecondition, message)
                     .hint("change the service: shoal service update --network-rm"))
             }
-            (Some(_), Known::Own(network)) => self.network.disconnect_own(&id, network).await,
-            (Some(_), Known::Cluster(part)) => {
-                self.disconnect_task(&id, part.id, CONNECT_MAX).await
-            }
+            (Some(_), Some(network)) => self.network.disconnect_own(&id, network).await,
+            (Some(_), None) => self.disconnect_task(&id, known.id, CONNECT_MAX).await,
         }
+    }
+}
+
+/// A network that somebody means.
+struct Sought {
+    id: NetworkId,
+    name: String,
+    /// `None`: the cluster's.
+    own: Option<LocalNetwork>,
+}
+
+impl From<Known> for Sought {
+    fn from(known: Known) -> Self {
+        let (id, name) = (known.id(), known.name().to_owned());
+        let own = match known {
+            Known::Own(network) => Some(network),
+            Known::Cluster(_) => None,
+        };
+        Self { id, name, own }
     }
 }
 

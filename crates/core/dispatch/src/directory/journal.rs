@@ -36,6 +36,8 @@ struct Kept<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) node: NodeId,
+    /// Of the node; zero: it has none, or is gone, and nothing leads there.
+    pub(crate) number: u32,
     pub(crate) service: Option<ServiceId>,
     /// It runs and is to go on running.
     pub(crate) running: bool,
@@ -260,8 +262,13 @@ impl Journal {
         told: Option<u64>,
         update: &mut DirectoryUpdate,
     ) {
-        let Some(id) = self.network.as_ref().map(|kept| kept.part.id) else { return };
-        let from = told.map_or(0, |told| told + 1);
+        let Some(network) = &self.network else { return };
+        let (id, from) = (network.part.id, told.map_or(0, |told| told + 1));
+        if network.part.driver.is_of_nodes() {
+            // Who is on it elsewhere is nothing to this node.
+            update.networks.extend((network.at >= from).then(|| network.part.clone()));
+            return;
+        }
         for key in self.log.range(from..).map(|(_, key)| *key) {
             match key {
                 Key::Network => {

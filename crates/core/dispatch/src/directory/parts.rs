@@ -7,21 +7,43 @@ use std::net::IpAddr;
 
 use state::Snapshot;
 use types::{
-    EndpointPart, Network, NetworkId, NetworkPart, NodeId, OwnPart, PeerPart, PortPart,
-    PublishMode, Service, ServiceId, ServicePart, Slot, Task, TaskId, TaskState, limits,
+    EndpointPart, Family, Network, NetworkId, NetworkPart, Node, NodeId, OwnEncryption, OwnPart,
+    PeerEncryption, PeerPart, PortPart, PublishMode, Service, ServiceId, ServicePart, Slot, Task,
+    TaskId, TaskState, limits,
 };
 
 use super::journal::Entry;
 
 /// Characters of a task's id by which it is known, as docker's short ids.
 const SHORT_ID_CHARS: usize = 12;
+
 /// `None` until it has a number.
 pub(super) fn own(view: &Snapshot, node: NodeId) -> Option<OwnPart> {
-    let number = view.node(node)?.number;
-    let port = view.cluster()?.data_path_port;
-    let data_path_port = u16::try_from(port).ok().filter(|port| *port != 0);
+    let (cluster, found) = (view.cluster()?, view.node(node)?);
+    let data_path_port = u16::try_from(cluster.data_path_port).ok().filter(|port| *port != 0);
     let data_path_port = data_path_port.unwrap_or(limits::DATA_PATH_PORT_DEFAULT);
-    (number != 0).then_some(OwnPart { node, number, data_path_port })
+    let encryption = OwnEncryption {
+        generation: cluster.network_key_generation,
+        ports: cluster.encryption_ports,
+        keepalive: is_translated(found),
+    };
+    let number = found.number;
+    (number != 0).then_some(OwnPart { node, number, data_path_port, encryption })
+}
+
+/// Whether somebody translates addresses between a node and the managers: they see another one than
+/// it says, and none of a network that it is on itself. One with a network of its own for its data
+/// path has both.
+fn is_translated(node: &Node) -> bool {
+    let path = &node.description.data_path;
+    let (Some(said), Ok(seen)) = (path.address, node.status.address.parse::<IpAddr>()) else {
+        return false;
+    };
+    let seen = seen.to_canonical();
+    Family::of(seen) == Family::of(said)
+        && seen != said
+        && !seen.is_loopback()
+        && !path.routes.iter().any(|net| net.contains(&seen))
 }
 
 /// `None` until it has what tasks need.
@@ -34,9 +56,10 @@ pub(super) fn network(network: &Network) -> Option<NetworkPart> {
         mtu: network.mtu,
         ingress: network.spec.ingress,
         internal: network.spec.internal,
-        encrypted: network.spec.options.contains_key("encrypted"),
+        encrypted: network.spec.is_encrypted(),
         subnets: network.subnets.iter().map(|subnet| (subnet.net, subnet.gateway)).collect(),
         options: network.spec.options.clone(),
+        config_from: network.spec.config_from.clone(),
     })
 }
 
@@ -53,14 +76,16 @@ pub(super) fn peer(
         Some(address) => address,
         None => node.status.address.parse().ok()?,
     };
-    let overhead = match address.is_ipv4() {
-        true => limits::VXLAN_OVERHEAD_V4,
-        false => limits::VXLAN_OVERHEAD_V6,
-    };
-    let inside = path.mtu.saturating_sub(overhead);
+    let spec = &view.network(network)?.spec;
+    let inside = path.mtu.saturating_sub(spec.overhead(Family::of(address)));
     let mtu = if path.mtu != 0 && inside < network_mtu { inside } else { 0 };
     let name = node.hostname().to_owned();
-    Some(PeerPart { network, node: id, name, number: node.number, address, mtu })
+    let encryption = path
+        .encryption
+        .as_ref()
+        .filter(|_| spec.is_encrypted())
+        .map(|of| PeerEncryption { keys: of.keys.clone(), sends_with: of.sends_with });
+    Some(PeerPart { network, node: id, name, number: node.number, address, mtu, encryption })
 }
 
 /// One part for each network that a service is known on.
@@ -100,6 +125,7 @@ pub(super) fn services(service: &Service, ingress: Option<NetworkId>) -> Vec<Ser
 /// Where a task sits, and whether it serves.
 pub(super) struct Seat {
     pub(super) node: NodeId,
+    number: u32,
     service: ServiceId,
     running: bool,
     pub(super) networks: Vec<NetworkId>,
@@ -107,8 +133,8 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn entry(&self, suspected: bool) -> Entry {
-        let (node, running) = (self.node, self.running);
-        Entry { node, service: Some(self.service), running, suspected }
+        let Self { node, number, service, running, .. } = *self;
+        Entry { node, number, service: Some(service), running, suspected }
     }
 }
 
@@ -121,10 +147,14 @@ pub(super) fn seat(view: &Snapshot, id: TaskId) -> Option<Seat> {
         return None;
     }
     let networks = given.all().map(|one| one.network).filter(|id| !id.is_predefined());
+    let node = task.node?;
+    let number = view.node(node).map_or(0, |node| node.number);
+    let runs = state == TaskState::Running && task.desired <= TaskState::Running;
     Some(Seat {
-        node: task.node?,
+        node,
+        number,
         service: task.service,
-        running: state == TaskState::Running && task.desired <= TaskState::Running,
+        running: runs && number != 0,
         networks: networks.collect(),
     })
 }

@@ -148,6 +148,7 @@ impl Measure {
             round_trip_us: path.round_us.checked_div(u64::from(path.answered)).unwrap_or_default(),
             wanted: path.wanted,
             passes: path.passes,
+            tunnel: None,
         };
         self.paths.values().map(check).collect()
     }

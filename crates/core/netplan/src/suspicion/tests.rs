@@ -28,6 +28,7 @@ fn network(number: u8, ingress: bool) -> NetworkPart {
         encrypted: false,
         subnets: vec![(format!("10.0.{number}.0/24").parse().unwrap(), [10, 0, number, 1].into())],
         options: Default::default(),
+        config_from: String::new(),
     }
 }
 
@@ -78,10 +79,16 @@ fn planner() -> Planner {
         number,
         address: [192, 0, 2, number as u8].into(),
         mtu: if number == 4 { 1_350 } else { 0 },
+        encryption: None,
     };
     let update = DirectoryUpdate {
         full: true,
-        own: Some(OwnPart { node: id(1), number: 1, data_path_port: 4789 }),
+        own: Some(OwnPart {
+            node: id(1),
+            number: 1,
+            data_path_port: 4789,
+            encryption: types::OwnEncryption::default(),
+        }),
         networks: vec![network(1, false), network(9, true)],
         peers: [1, 9].into_iter().flat_map(|n| (2..=4).map(move |p| peer(n, p))).collect(),
         services: vec![service(1, 1), service(1, 2), service(9, 1)],
@@ -99,7 +106,20 @@ fn planner() -> Planner {
 }
 
 fn backends(planner: &Planner, scope: Scope, set: &str) -> usize {
-    planner.wanted(scope).unwrap().elements.get(set).map_or(0, BTreeMap::len)
+    slots(planner.wanted(scope).unwrap(), set)
+}
+
+/// How many elements a set has; of that of backends, how many different ones the blocks have.
+fn slots(wanted: &crate::Wanted, set: &str) -> usize {
+    let elements = |set: &str| wanted.elements.get(set).into_iter().flatten();
+    if set != set::BACKEND4 {
+        return elements(set).count();
+    }
+    let different = |value: &crate::Value| match value {
+        crate::Value::Bytes(block) => block.chunks(4).collect::<BTreeSet<_>>().len(),
+        crate::Value::Member | crate::Value::Class(_) => 0,
+    };
+    set::BLOCKS4.iter().flat_map(|set| elements(set)).map(|(_, value)| different(value)).sum()
 }
 
 #[test]
@@ -131,9 +151,7 @@ fn a_suspected_node_gets_no_new_connections_and_no_service_is_emptied() {
     let (_, update) = planner.set_suspected(BTreeSet::new());
     assert_eq!(update.endpoints.len(), 2);
     assert!(update.endpoints.iter().all(|part| part.serving));
-    let elements = |wanted: &Option<crate::Wanted>, set: &str| {
-        wanted.as_ref().and_then(|wanted| wanted.elements.get(set).map(BTreeMap::len))
-    };
+    let elements = |wanted: &Option<crate::Wanted>, set| slots(wanted.as_ref().unwrap(), set);
     let now = (planner.wanted(overlay).cloned(), planner.wanted(Scope::Mesh).cloned());
     for set in [set::BACKEND4, set::VIP4, set::TARGET4, set::PUBLISHED4] {
         assert_eq!(elements(&now.0, set), elements(&whole.0, set), "{set}");

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{check_labels, check_list, check_name, check_text, unsupported};
+use super::{check_labels, check_list, check_name, check_text};
 use crate::limits::{
-    ADDRESS_POOLS_MAX, FIXED_ADDRESSES_MAX, MTU_MAX, MTU_MIN, MTU_V6_MIN, NETWORKS_PER_SERVICE_MAX,
-    PORTS_PER_SERVICE_MAX, SUBNETS_PER_NETWORK_MAX, VNI_MAX,
+    ADDRESS_POOLS_MAX, ENCRYPTED_OVERHEAD, FIXED_ADDRESSES_MAX, MTU_MAX, MTU_MIN, MTU_V6_MIN,
+    NETWORKS_PER_SERVICE_MAX, PORTS_PER_SERVICE_MAX, SUBNETS_PER_NETWORK_MAX, VNI_MAX,
 };
 use crate::{
     DnsConfig, EndpointMode, ErrorCode, Family, Fault, IpamPool, NetworkAttachment, NetworkDriver,
@@ -20,7 +20,13 @@ use crate::{
 };
 
 /// Options of a network that this version knows; docker's words.
-const OPTIONS: [&str; 3] = [NetworkSpec::MTU, NetworkSpec::VNI, NetworkSpec::ENCRYPTED];
+const OPTIONS: [&str; 5] = [
+    NetworkSpec::MTU,
+    NetworkSpec::VNI,
+    NetworkSpec::ENCRYPTED,
+    NetworkSpec::OVERLAP,
+    NetworkSpec::DIRECT,
+];
 /// The smallest identifier that a user may choose, as docker's.
 const CHOSEN_VNI_MIN: u32 = 256;
 /// Prefix lengths that a subnet may have: room for two tasks at least.
@@ -39,9 +45,20 @@ pub fn check_network_spec(spec: &NetworkSpec) -> Result<(), Fault> {
         return Err(Fault { code: ErrorCode::Conflict, ..Fault::invalid("name", message) });
     }
     check_labels("--label", &spec.labels)?;
+    if spec.config_only {
+        return Err(operator_fields("--config-only"));
+    }
+    if spec.driver.is_of_nodes() {
+        return check_of_nodes(spec);
+    }
     if spec.driver != NetworkDriver::Overlay {
         let message = format!("a network of the cluster cannot have driver {}", spec.driver.name());
         return Err(Fault::invalid("--driver", message).hint("use overlay, or scope local"));
+    }
+    if !spec.config_from.is_empty() {
+        let message = "an overlay is made of nothing that a single node has";
+        return Err(Fault::invalid("--config-from", message)
+            .hint("name the driver: --driver macvlan, ipvlan or bridge"));
     }
     if !spec.ipv4 && !spec.ipv6 {
         return Err(Fault::invalid("--ipv4", "IPv4 or IPv6 must be enabled"));
@@ -62,6 +79,57 @@ pub fn check_network_spec(spec: &NetworkSpec) -> Result<(), Fault> {
             .hint("use --ip-range to keep a part of the subnet for others"));
     }
     check_pools(spec)
+}
+
+/// A network of the cluster that each node makes for itself, of what it has for that.
+fn check_of_nodes(spec: &NetworkSpec) -> Result<(), Fault> {
+    let driver = spec.driver.name();
+    if spec.ingress {
+        let message = format!("the network of the routing mesh is an overlay, not a {driver}");
+        return Err(Fault::invalid("--ingress", message));
+    }
+    if !spec.config_from.is_empty() {
+        return check_from_config(spec);
+    }
+    let hint = "make one on each node with --config-only, and name it here with --config-from";
+    if spec.driver != NetworkDriver::Bridge {
+        let message = format!("a {driver} of the cluster is made of a configuration of each node");
+        return Err(Fault::invalid("--config-from", message).hint(hint));
+    }
+    if !spec.ipam.is_empty() || spec.ipv6 || !spec.ipv4 {
+        let field = if spec.ipam.is_empty() { "--ipv6" } else { "--subnet" };
+        let message = "each node has addresses of its own on such a network";
+        return Err(Fault::invalid(field, message).hint(hint));
+    }
+    super::local_network::check_options(spec)
+}
+
+/// Who refers to a configuration says nothing of what stands in it.
+pub(super) fn check_from_config(spec: &NetworkSpec) -> Result<(), Fault> {
+    check_name("--config-from", &spec.config_from)?;
+    let refuse = |field: &str, what: &str| {
+        let message =
+            format!("{what} are not supported if the network depends on a configuration network");
+        Err(Fault::invalid(field, message).hint("say it in that one"))
+    };
+    if !spec.options.is_empty() {
+        return refuse("--opt", "network driver options");
+    }
+    if !spec.ipam.is_empty() {
+        return refuse("--subnet", "user specified configurations");
+    }
+    if spec.ipv6 || !spec.ipv4 {
+        return refuse("--ipv6", "user specified configurations");
+    }
+    Ok(())
+}
+
+/// Docker's words for what a configuration cannot say.
+pub(super) fn operator_fields(field: &str) -> Fault {
+    let message = "configuration network can only contain network specific fields. Network \
+                   operator fields like [ ingress | internal | attachable | scope ] are not \
+                   supported.";
+    Fault::invalid(field, message)
 }
 
 /// Refuses pools that no subnet can be cut of. No pool: docker's, `10.0.0.0/8`; no length: 24.
@@ -113,7 +181,16 @@ fn check_options(spec: &NetworkSpec) -> Result<(), Fault> {
                     ));
                 }
             }
-            NetworkSpec::ENCRYPTED => return Err(unsupported("--opt", "encrypted networks")),
+            NetworkSpec::OVERLAP if spec.ingress => {
+                return bad(format!("{key}: the ingress network cannot overlap with others"));
+            }
+            NetworkSpec::ENCRYPTED | NetworkSpec::OVERLAP | NetworkSpec::DIRECT => {
+                if !["", "true", "1", "false", "0"].contains(&value.as_str()) {
+                    return bad(format!(
+                        "{key}={value}: must be true or false, or without a value"
+                    ));
+                }
+            }
             _ => {
                 let known = OPTIONS.join(", ");
                 return bad(format!("unknown option {key}: overlay networks have {known}"));
@@ -125,11 +202,12 @@ fn check_options(spec: &NetworkSpec) -> Result<(), Fault> {
 
 pub(super) fn check_mtu(spec: &NetworkSpec, value: &str) -> Result<(), Fault> {
     let min = if spec.wants(Family::V6) { MTU_V6_MIN } else { MTU_MIN };
-    if value.parse().is_ok_and(|mtu: u32| (min..=MTU_MAX).contains(&mtu)) {
+    let max = if spec.is_encrypted() { MTU_MAX - ENCRYPTED_OVERHEAD } else { MTU_MAX };
+    if value.parse().is_ok_and(|mtu: u32| (min..=max).contains(&mtu)) {
         return Ok(());
     }
     let key = NetworkSpec::MTU;
-    let message = format!("{key}={value}: must be between {min} and {MTU_MAX} bytes");
+    let message = format!("{key}={value}: must be between {min} and {max} bytes");
     Err(Fault::invalid("--opt", message))
 }
 
@@ -403,4 +481,68 @@ fn is_label(text: &str) -> bool {
 fn is_domain(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     name.len() <= DOMAIN_CHARS_MAX && name.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(options: &[(&str, &str)]) -> NetworkSpec {
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        NetworkSpec {
+            name: "back".into(),
+            ipv4: true,
+            options: options.collect(),
+            ..NetworkSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_network_is_encrypted_when_its_option_says_so_and_never_by_a_slip() {
+        for (value, encrypted) in
+            [("", true), ("true", true), ("1", true), ("false", false), ("0", false)]
+        {
+            let mut spec = network(&[("encrypted", value)]);
+            assert_eq!(check_network_spec(&spec), Ok(()), "{value}");
+            assert_eq!(spec.is_encrypted(), encrypted, "{value}");
+            // That of the mesh may be one, too.
+            spec.ingress = true;
+            assert_eq!(check_network_spec(&spec), Ok(()), "{value}");
+        }
+        for value in ["yes", "True", "2", " "] {
+            let fault = check_network_spec(&network(&[("encrypted", value)])).unwrap_err();
+            assert_eq!(fault.field, "--opt");
+            assert!(fault.message.contains("must be true or false"), "{}", fault.message);
+        }
+        let spec = NetworkSpec { driver: NetworkDriver::Bridge, ..network(&[("encrypted", "")]) };
+        assert_eq!(check_network_spec(&spec).unwrap_err().field, "--opt");
+        let fault = super::super::check_local_network_spec(&spec).unwrap_err();
+        assert!(fault.message.starts_with("unknown option encrypted"), "{}", fault.message);
+    }
+
+    #[test]
+    fn a_network_may_overlap_when_its_option_says_so() {
+        for (value, may) in [("", true), ("true", true), ("0", false), ("false", false)] {
+            let spec = network(&[("overlap", value)]);
+            check_network_spec(&spec).unwrap();
+            assert_eq!(spec.may_overlap(), may, "{value}");
+        }
+        assert!(!network(&[]).may_overlap());
+        let fault = check_network_spec(&network(&[("overlap", "maybe")])).unwrap_err();
+        assert_eq!(fault.field, "--opt");
+        let ingress = NetworkSpec { ingress: true, ..network(&[("overlap", "")]) };
+        let fault = check_network_spec(&ingress).unwrap_err();
+        assert!(fault.message.contains("the ingress network"), "{}", fault.message);
+    }
+
+    #[test]
+    fn a_packet_of_an_encrypted_network_fits_into_another() {
+        let max = (MTU_MAX - ENCRYPTED_OVERHEAD).to_string();
+        let good = network(&[("encrypted", ""), (NetworkSpec::MTU, &max)]);
+        assert_eq!(check_network_spec(&good), Ok(()));
+        let large = MTU_MAX.to_string();
+        assert_eq!(check_network_spec(&network(&[(NetworkSpec::MTU, &large)])), Ok(()));
+        let bad = network(&[("encrypted", ""), (NetworkSpec::MTU, &large)]);
+        assert_eq!(check_network_spec(&bad).unwrap_err().field, "--opt");
+    }
 }

@@ -28,10 +28,24 @@ pub struct DaemonArgs {
     /// How log lines are written [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// Who encrypts networks that are encrypted: the kernel where it can, or never it
+    /// [default: auto]
+    #[arg(long, value_name = "WHO")]
+    pub encryption: Option<Encryption>,
+    /// Where metrics are served for Prometheus, without encryption or passwords, such as
+    /// 127.0.0.1:9323 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_addr: Option<String>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    Auto,
+    UserSpace,
 }

@@ -50,6 +50,12 @@ pub(crate) struct Create {
     /// The network of the routing mesh
     #[arg(long)]
     pub(crate) ingress: bool,
+    /// Make a configuration for networks of this node, not a network
+    #[arg(long)]
+    pub(crate) config_only: bool,
+    /// The configuration, of each node that makes the network, that it is made of
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) config_from: Option<String>,
     /// IPv4 addresses
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]

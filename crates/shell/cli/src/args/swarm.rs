@@ -20,6 +20,8 @@ pub(crate) enum Swarm {
     Update(Update),
     /// Show or rotate the token that lets nodes join
     JoinToken(JoinToken),
+    /// Give every node another key for encrypted networks; no packet is lost
+    RotateNetworkKey(RotateNetworkKey),
     /// Show the certificate of the cluster's authority
     Ca,
 }
@@ -31,6 +33,9 @@ pub(crate) struct Init {
     /// UDP port of the data path, 1024 to 49151 [default: 4789]
     #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub(crate) data_path_port: u32,
+    /// Two UDP ports of encrypted networks, 1024 to 49151 [default: 4793,4794]
+    #[arg(long, value_name = "PORT,PORT", value_delimiter = ',')]
+    pub(crate) encryption_ports: Vec<u32>,
     /// Pools that networks' subnets are cut of, in CIDR form [default: 10.0.0.0/8]
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) default_addr_pool: Vec<String>,
@@ -107,6 +112,16 @@ pub(crate) struct Update {
     pub(crate) default_addr_pool: Vec<String>,
     #[command(flatten)]
     pub(crate) settings: Settings,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct RotateNetworkKey {
+    /// Do not wait until every live node uses its new key
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Print nothing but what goes wrong
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(clap::Args, Debug)]

@@ -8,6 +8,7 @@ mod image;
 mod logs;
 mod network;
 mod network_check;
+mod network_key;
 mod node;
 mod service;
 mod swarm;

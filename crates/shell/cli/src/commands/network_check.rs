@@ -6,7 +6,9 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use base::Millis;
 use serde_json::json;
+use types::EncryptionBackend;
 use wire::v1;
 use wire::v1::check_networks_item::Item;
 
@@ -14,7 +16,7 @@ use crate::args::ListFormat;
 use crate::args::network::Check;
 use crate::client::Daemon;
 use crate::error::CliError;
-use crate::output::{List, Row, row_of};
+use crate::output::{List, Row, human, row_of};
 
 pub(super) async fn run(daemon: &mut Daemon, args: &Check) -> Result<(), CliError> {
     let request = v1::CheckNetworksRequest { refs: args.networks.clone(), only_bad: args.quiet };
@@ -52,6 +54,11 @@ const PATHS: List = List {
         ("RoundTrip", "ROUND TRIP"),
         ("MTU", "MTU"),
         ("State", "STATE"),
+        ("Encryption", "ENCRYPTION"),
+        ("Handshake", "HANDSHAKE"),
+        ("Sent", "SENT"),
+        ("Received", "RECEIVED"),
+        ("Drops", "DROPS"),
         ("Problem", "PROBLEM"),
         ("Summary", "SUMMARY"),
     ],
@@ -68,6 +75,9 @@ fn row(path: &v1::CheckedPath) -> Row {
         (mtu, wanted) if mtu < wanted => format!("{mtu} of {wanted}"),
         (mtu, _) => mtu.to_string(),
     };
+    let of_tunnel = |text: &dyn Fn(&v1::TunnelCheck) -> String| {
+        path.tunnel.as_ref().map(text).unwrap_or_default()
+    };
     row_of(json!({
         "Network": path.network,
         "Node": path.node,
@@ -77,9 +87,30 @@ fn row(path: &v1::CheckedPath) -> Row {
         "RoundTrip": if answered { milliseconds(path.round_trip_us) } else { String::new() },
         "MTU": mtu,
         "State": state,
+        "Encryption": of_tunnel(&|tunnel| backend(tunnel.backend)),
+        "Handshake": of_tunnel(&handshake),
+        "Sent": of_tunnel(&|tunnel| human::size(tunnel.sent_bytes)),
+        "Received": of_tunnel(&|tunnel| human::size(tunnel.received_bytes)),
+        "Drops": of_tunnel(&drops),
         "Problem": path.problem,
         "Summary": format!("{}: {}{peer}: {state}", path.network, path.node),
     }))
+}
+
+fn backend(number: u32) -> String {
+    let backend = i32::try_from(number).ok().and_then(EncryptionBackend::from_number);
+    backend.map_or("unknown", EncryptionBackend::name).to_owned()
+}
+
+fn handshake(tunnel: &v1::TunnelCheck) -> String {
+    let age = tunnel.handshake_age_ms;
+    age.map_or_else(|| "none".to_owned(), |age| human::duration(Millis(age)) + " ago")
+}
+
+/// By cause, without those that did not occur.
+fn drops(tunnel: &v1::TunnelCheck) -> String {
+    let occurred = tunnel.drops.iter().filter(|(_, count)| **count > 0);
+    occurred.map(|(cause, count)| format!("{cause} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 fn milliseconds(micros: u64) -> String {
@@ -128,6 +159,7 @@ mod tests {
             mtu: 1_450,
             mtu_wanted: 1_450,
             problem: String::new(),
+            tunnel: None,
         }
     }
 
@@ -158,5 +190,30 @@ mod tests {
             ..v1::CheckedPath::default()
         };
         assert_eq!(shown(&own, "Summary"), "back: a: it is down");
+        assert_eq!(shown(&good, "Encryption"), "");
+    }
+
+    #[test]
+    fn a_tunnel_is_shown_where_there_is_one() {
+        let tunnel = v1::TunnelCheck {
+            backend: 1,
+            generation: 2,
+            handshake_age_ms: Some(61_000),
+            sent_bytes: 1_234_000,
+            received_bytes: 0,
+            drops: [("forged".into(), 2), ("replayed".into(), 0)].into(),
+            trouble: String::new(),
+        };
+        let path = v1::CheckedPath { tunnel: Some(tunnel), ..path() };
+        let row = row(&path);
+        for (field, want) in [
+            ("Encryption", "kernel"),
+            ("Handshake", "About a minute ago"),
+            ("Sent", "1.23MB"),
+            ("Received", "0B"),
+            ("Drops", "forged 2"),
+        ] {
+            assert_eq!(row[field].as_str(), Some(want), "{field}");
+        }
     }
 }

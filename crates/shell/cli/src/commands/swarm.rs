@@ -7,7 +7,7 @@
 use types::{ClusterSpec, ErrorCode};
 use wire::v1;
 
-use super::{id_text, print, print_line};
+use super::{id_text, network_key, print, print_line};
 use crate::args::swarm::{Availability, Init, Join, JoinToken, Role, Settings, Swarm, Update};
 use crate::client::Daemon;
 use crate::error::CliError;
@@ -22,23 +22,22 @@ pub(super) async fn run(daemon: &mut Daemon, command: Swarm) -> Result<(), CliEr
         }
         Swarm::Update(args) => update(daemon, &args).await,
         Swarm::JoinToken(args) => join_token(daemon, &args).await,
+        Swarm::RotateNetworkKey(args) => network_key::rotate(daemon, &args).await,
         Swarm::Ca => ca(daemon).await,
     }
 }
 
 async fn init(daemon: &mut Daemon, args: Init) -> Result<(), CliError> {
-    let port = args.data_path_port;
-    if port != 0 && !(1_024..=49_151).contains(&port) {
-        let text = format!("Datapath port number is not in valid range (1024-49151) : {port}");
-        return Err(CliError::usage("--data-path-port", text));
-    }
+    types::check_udp_ports(args.data_path_port, &args.encryption_ports)
+        .map_err(|fault| CliError::usage(&fault.field, &fault.message))?;
     let mut spec = ClusterSpec::default();
     apply(&mut spec, &args.settings);
     let request = v1::InitRequest {
         listen_addr: args.addresses.listen_addr,
         advertise_addr: args.addresses.advertise_addr,
         data_path_addr: args.addresses.data_path_addr,
-        data_path_port: port,
+        data_path_port: args.data_path_port,
+        encryption_ports: args.encryption_ports,
         availability: availability(args.addresses.availability).into(),
         spec: Some((&spec).into()),
         address_pools: args.default_addr_pool,

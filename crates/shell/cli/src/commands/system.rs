@@ -157,8 +157,8 @@ fn info_json(info: &v1::InfoResponse) -> Json {
     let cluster = info.spec.clone().map(|spec| {
         json!({
             "ID": id_text(&info.cluster_id), "Spec": view::cluster_spec(&spec.into()),
-            "DataPathPort": info.data_path_port, "DefaultAddrPool": info.address_pools,
-            "SubnetSize": info.address_pool_mask,
+            "DataPathPort": info.data_path_port, "EncryptionPorts": info.encryption_ports,
+            "DefaultAddrPool": info.address_pools, "SubnetSize": info.address_pool_mask,
         })
     });
     json!({
@@ -166,6 +166,7 @@ fn info_json(info: &v1::InfoResponse) -> Json {
         "NCPU": info.cpus, "MemTotal": info.memory_bytes, "KernelVersion": info.kernel,
         "OSType": info.os, "Architecture": info.architecture, "CgroupVersion": info.cgroup_version,
         "ContainersRunning": info.containers_running, "Images": info.images,
+        "MetricsAddress": info.metrics_address,
         "Swarm": {
             "NodeID": id_text(&info.node_id), "NodeAddr": info.node_address,
             "LocalNodeState": state(info), "ControlAvailable": info.manager, "Error": info.error,
@@ -197,6 +198,9 @@ fn info_text(info: &v1::InfoResponse, build: Build) -> String {
         format!(" Name: {}", info.hostname),
         format!(" Shoal Root Dir: {}", info.data_dir),
     ]);
+    if !info.metrics_address.is_empty() {
+        lines.push(format!(" Metrics Address: {}", info.metrics_address));
+    }
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
@@ -217,6 +221,7 @@ fn swarm_lines(info: &v1::InfoResponse) -> Vec<String> {
             format!("  Managers: {}", info.managers),
             format!("  Nodes: {}", info.nodes),
             format!("  Data Path Port: {}", info.data_path_port),
+            format!("  Encryption Ports: {}", joined(&info.encryption_ports)),
             "  Orchestration:".to_owned(),
             format!("   Task History Retention Limit: {}", spec.task_history_limit),
             "  Raft:".to_owned(),
@@ -233,6 +238,10 @@ fn swarm_lines(info: &v1::InfoResponse) -> Vec<String> {
     lines.push("  Manager Addresses:".to_owned());
     lines.extend(info.manager_addresses.iter().map(|address| format!("   {address}")));
     lines
+}
+
+fn joined(ports: &[u32]) -> String {
+    ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -255,11 +264,17 @@ mod tests {
             state: v1::LocalState::Active.into(),
             manager: true,
             nodes: 3,
+            encryption_ports: vec![4793, 4794],
             spec: Some((&ClusterSpec::default()).into()),
             ..v1::InfoResponse::default()
         };
         let text = info_text(&info, BUILD);
-        for line in ["  Nodes: 3", "   Heartbeat Period: 5s", "   Expiry Duration: 2160h0m0s"] {
+        for line in [
+            "  Nodes: 3",
+            "  Encryption Ports: 4793, 4794",
+            "   Heartbeat Period: 5s",
+            "   Expiry Duration: 2160h0m0s",
+        ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
     }

@@ -36,6 +36,8 @@ struct Seen {
     tail: Option<u64>,
     /// What was asked about networks.
     networks: Vec<String>,
+    /// How often it was asked how far nodes are with their keys.
+    asked_keys: usize,
 }
 
 /// An implementation with some methods written out, and the rest refused.
@@ -278,6 +280,22 @@ fake! { Control {
         Err(wire::status_of(&Fault::new(ErrorCode::NotAManager, "not a manager")))
     }
 
+    async fn rotate_network_key(
+        &self,
+        _: Request<v1::RotateNetworkKeyRequest>,
+    ) -> Answer<v1::NetworkKeyProgress> {
+        Ok(Response::new(keys(true)))
+    }
+
+    async fn get_network_key_progress(
+        &self,
+        _: Request<v1::GetNetworkKeyProgressRequest>,
+    ) -> Answer<v1::NetworkKeyProgress> {
+        let mut seen = self.0.lock().unwrap();
+        seen.asked_keys += 1;
+        Ok(Response::new(keys(seen.asked_keys < 2)))
+    }
+
     async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Answer<v1::TaskList> {
         Ok(Response::new(v1::TaskList::default()))
     }
@@ -293,6 +311,12 @@ fake! { Control {
     list_services: ListServicesRequest -> ServiceList;
     remove_service: ObjectRef -> Empty;
     get_task: ObjectRef -> TaskView;
+}
+
+fn keys(waits: bool) -> v1::NetworkKeyProgress {
+    let lag = v1::NetworkKeyLag { name: "a".into(), ..v1::NetworkKeyLag::default() };
+    let lags = if waits { vec![lag] } else { Vec::new() };
+    v1::NetworkKeyProgress { generation: 2, live: 3, away: 0, lags }
 }
 
 fn id<T: From<Vec<u8>>>() -> T {
@@ -340,6 +364,15 @@ async fn an_archive_arrives_whole() {
     std::fs::write(&path, vec![7; 1_000_001]).unwrap();
     stage.run(&format!("image load -i {}", path.display())).await.unwrap();
     assert_eq!(stage.fake.0.lock().unwrap().archive_bytes, 1_000_001);
+}
+
+#[tokio::test]
+async fn keys_are_waited_for_unless_detached() {
+    let stage = Stage::set();
+    stage.run("swarm rotate-network-key --detach").await.unwrap();
+    assert_eq!(stage.fake.0.lock().unwrap().asked_keys, 0);
+    stage.run("swarm rotate-network-key -q").await.unwrap();
+    assert_eq!(stage.fake.0.lock().unwrap().asked_keys, 2);
 }
 
 #[tokio::test]

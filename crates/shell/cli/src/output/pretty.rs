@@ -4,7 +4,8 @@
 //! Invariant: a line whose value is empty is left out, where docker leaves it out.
 
 use types::{
-    Labels, Node, Resources, RestartCondition, Service, ServiceMode, TaskSpec, UpdateConfig,
+    Labels, Node, NodeEncryption, Resources, RestartCondition, Service, ServiceMode, TaskSpec,
+    UpdateConfig,
 };
 use wire::v1::NodeView;
 
@@ -74,6 +75,7 @@ pub(crate) fn node(node: &Node, view: &NodeView) -> String {
     page.line("Resources:");
     page.line(format!(" CPUs:\t\t\t{}", human::cpus(description.resources.cpu_nanos)));
     page.line(format!(" Memory:\t\t{}", human::memory(description.resources.memory_bytes)));
+    encryption(&mut page, description.data_path.encryption.as_ref());
     page.line(format!("Engine Version:\t\t{}", description.engine_version));
     page.labels("Engine Labels:", " - ", &description.engine_labels);
     if node.certificate_expires.0 > 0 {
@@ -81,6 +83,18 @@ pub(crate) fn node(node: &Node, view: &NodeView) -> String {
     }
     page.line("");
     page.0
+}
+
+/// A node's end of encrypted networks; nothing until it has said it.
+fn encryption(page: &mut Page, said: Option<&NodeEncryption>) {
+    let Some(said) = said else { return };
+    let (keys, sends_with) = (said.keys.keys(), said.sends_with);
+    page.line(format!("Encryption:\t\t{}", said.backend.name()));
+    page.filled(" Key Generations:\t", keys.map(u32::to_string).collect::<Vec<_>>().join(", "));
+    if sends_with > 0 {
+        page.line(format!(" Sends With:\t\t{sends_with}"));
+    }
+    page.line(format!(" UDP Segmentation:\t{}", if said.udp_segmentation { "Yes" } else { "No" }));
 }
 
 /// A service on these networks.
@@ -261,7 +275,8 @@ mod tests {
 
     use base::Id;
     use types::{
-        Endpoint, Meta, PortProtocol, PortSpec, PublishMode, ServiceId, ServiceSpec, TaskSpec,
+        Endpoint, Meta, NetworkKey, PortProtocol, PortSpec, PublishMode, ServiceId, ServiceSpec,
+        TaskSpec,
     };
 
     use super::*;
@@ -286,6 +301,21 @@ mod tests {
             reasons: Vec::new(),
             endpoint: None,
         }
+    }
+
+    #[test]
+    fn a_nodes_end_of_encrypted_networks_is_shown_once_it_is_said() {
+        let mut page = Page::default();
+        encryption(&mut page, None);
+        assert_eq!(page.0, "");
+        let keys = [(2, NetworkKey([1; 32])), (3, NetworkKey([2; 32]))].into();
+        let said = NodeEncryption { keys, sends_with: 2, ..NodeEncryption::default() };
+        encryption(&mut page, Some(&said));
+        assert_eq!(
+            page.0,
+            "Encryption:\t\tuser-space\n Key Generations:\t2, 3\n Sends With:\t\t2\n \
+             UDP Segmentation:\tNo\n"
+        );
     }
 
     #[test]

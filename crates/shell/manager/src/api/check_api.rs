@@ -42,6 +42,11 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
                 found.collect::<Result<_, _>>()?
             }
         };
+        if let Some(network) = networks.iter().find(|one| one.spec.driver.is_of_nodes()) {
+            let (name, driver) = (&network.spec.name, network.spec.driver.name());
+            let message = format!("network {name} ({driver}) has no paths between nodes");
+            return Err(Fault::invalid("network", message).hint("name an overlay network"));
+        }
         let (tx, rx) = mpsc::channel(ITEMS_MAX);
         let (api, only_bad) = (self.clone(), request.only_bad);
         tokio::spawn(async move {
@@ -106,7 +111,7 @@ fn checked_path(view: &Snapshot, network: &Network, verdict: PathVerdict) -> v1:
         view.node(id).map_or_else(|| id.to_string(), |node| node.hostname().to_owned())
     };
     let address = verdict.peer.and_then(|peer| data_path_address(view, peer));
-    let found = verdict.found;
+    let found = verdict.found.as_ref();
     v1::CheckedPath {
         network: network.spec.name.clone(),
         node: name(verdict.node),
@@ -117,5 +122,6 @@ fn checked_path(view: &Snapshot, network: &Network, verdict: PathVerdict) -> v1:
         mtu: found.map_or(0, |path| path.passes),
         mtu_wanted: found.map_or(0, |path| path.wanted),
         problem: verdict.problem,
+        tunnel: found.and_then(|path| path.tunnel.as_ref()).map(Into::into),
     }
 }

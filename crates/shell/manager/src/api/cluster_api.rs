@@ -4,11 +4,12 @@
 
 use std::str::FromStr;
 
+use dispatch::{KeyLag, KeyProgress};
 use pki::{JoinToken, TokenSecret};
 use ports::Clock;
 use ports::store::Store;
 use state::{Change, Snapshot};
-use types::{Cluster, ErrorCode, Fault, NodeRole};
+use types::{Cluster, ErrorCode, Fault, NodeId, NodeRole};
 use wire::v1;
 
 use super::ControlApi;
@@ -67,6 +68,29 @@ impl<S: Store, C: Clock> ControlApi<S, C> {
         self.tokens(&self.store.snapshot())
     }
 
+    /// The next change waits for the last one, because only two generations have ports.
+    pub(super) async fn rotate_network_key(
+        &self,
+        _: v1::RotateNetworkKeyRequest,
+    ) -> Result<v1::NetworkKeyProgress, Fault> {
+        let (view, _) = self.read().await?;
+        let expect = cluster(&view)?.network_key_generation;
+        let progress = dispatch::key_progress(&view);
+        if !progress.lags.is_empty() {
+            return Err(still_changing(&view, &progress));
+        }
+        self.write(vec![Change::RotateNetworkKey { expect }]).await?;
+        Ok(shown_progress(&self.store.snapshot()))
+    }
+
+    pub(super) async fn get_network_key_progress(
+        &self,
+        _: v1::GetNetworkKeyProgressRequest,
+    ) -> Result<v1::NetworkKeyProgress, Fault> {
+        let (view, _) = self.read().await?;
+        Ok(shown_progress(&view))
+    }
+
     fn tokens(&self, view: &Snapshot) -> Result<v1::JoinTokens, Fault> {
         let cluster = cluster(view)?;
         let addresses = crate::dispatcher_addresses(view);
@@ -84,6 +108,44 @@ pub(crate) fn cluster(view: &Snapshot) -> Result<&Cluster, Fault> {
     view.cluster().map(|cluster| &**cluster).ok_or_else(missing)
 }
 
+fn still_changing(view: &Snapshot, progress: &KeyProgress) -> Fault {
+    let name = |lag: &KeyLag| format!("{} waits for {}", hostname(view, lag.node), lag.waits_for);
+    let mut texts: Vec<String> = progress.lags.iter().take(LAGS_NAMED_MAX).map(name).collect();
+    if let more @ 1.. = progress.lags.len() - texts.len() {
+        texts.push(format!("and {more} more"));
+    }
+    let message = format!(
+        "the keys of encrypted networks are being changed already (generation {}): {}",
+        progress.generation,
+        texts.join(", ")
+    );
+    Fault::new(ErrorCode::FailedPrecondition, message).hint(
+        "try again when these nodes are done; one that is broken is not waited for once it is down",
+    )
+}
+
+fn shown_progress(view: &Snapshot) -> v1::NetworkKeyProgress {
+    let progress = dispatch::key_progress(view);
+    let lag = |lag: &KeyLag| v1::NetworkKeyLag {
+        node: wire::bytes_of(lag.node.0),
+        name: hostname(view, lag.node),
+        waits_for: lag.waits_for.to_owned(),
+    };
+    v1::NetworkKeyProgress {
+        generation: progress.generation,
+        live: u32::try_from(progress.live).unwrap_or(u32::MAX),
+        away: u32::try_from(progress.away).unwrap_or(u32::MAX),
+        lags: progress.lags.iter().map(lag).collect(),
+    }
+}
+
+fn hostname(view: &Snapshot, id: NodeId) -> String {
+    view.node(id).map_or_else(|| id.to_string(), |node| node.hostname().to_owned())
+}
+
+/// Nodes that a refusal names.
+const LAGS_NAMED_MAX: usize = 4;
+
 fn cluster_view(cluster: &Cluster) -> v1::ClusterView {
     v1::ClusterView {
         id: wire::bytes_of(cluster.id.0),
@@ -94,6 +156,8 @@ fn cluster_view(cluster: &Cluster) -> v1::ClusterView {
         data_path_port: cluster.data_path_port,
         address_pools: cluster.address_pools.clone(),
         address_pool_mask: cluster.address_pool_mask,
+        encryption_ports: cluster.encryption_ports.map(u32::from).to_vec(),
+        network_key_generation: cluster.network_key_generation,
         ula_prefix: cluster.ula_prefix.map_or_else(String::new, |net| net.to_string()),
     }
 }

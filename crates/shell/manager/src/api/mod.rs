@@ -233,6 +233,20 @@ impl<S: Store, C: Clock> Control for ControlApi<S, C> {
         read!(self, request, get_join_tokens)
     }
 
+    async fn rotate_network_key(
+        &self,
+        request: Request<v1::RotateNetworkKeyRequest>,
+    ) -> Result<Response<v1::NetworkKeyProgress>, Status> {
+        write!(self, request, rotate_network_key)
+    }
+
+    async fn get_network_key_progress(
+        &self,
+        request: Request<v1::GetNetworkKeyProgressRequest>,
+    ) -> Result<Response<v1::NetworkKeyProgress>, Status> {
+        read!(self, request, get_network_key_progress)
+    }
+
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,

@@ -153,12 +153,14 @@ fn is_pruned(view: &Snapshot, request: &v1::PruneNetworksRequest, network: &Netw
 fn peers(view: &Snapshot, network: &Network) -> Vec<v1::NetworkPeer> {
     let peer = |id: NodeId, tasks: u32| {
         let node = view.node(id)?;
+        let said = node.description.data_path.encryption.as_ref();
         Some(v1::NetworkPeer {
             node: wire::bytes_of(id.0),
             name: node.hostname().to_owned(),
             address: data_path_address(node),
             tasks,
             problems: Vec::new(),
+            encryption: said.filter(|_| network.spec.is_encrypted()).map(Into::into),
         })
     };
     if !network.spec.ingress {

@@ -126,11 +126,12 @@ fn resolve_networks(view: &Snapshot, spec: &mut ServiceSpec) -> Result<(), Fault
 
 /// What the cluster itself listens on is not for services.
 fn check_own_ports(view: &Snapshot, spec: &ServiceSpec) -> Result<(), Fault> {
-    let path = view.cluster().map_or(0, |cluster| cluster.data_path_port);
     for port in spec.ports() {
         let number = u32::from(port.published);
         let used = match port.protocol {
-            PortProtocol::Udp => (number == path).then_some("the data path of the cluster"),
+            PortProtocol::Udp => {
+                view.cluster().and_then(|cluster| cluster.owner_of_udp_port(port.published))
+            }
             PortProtocol::Tcp => {
                 let listens = |node: &Arc<types::Node>| {
                     let manager = node.manager.as_ref();

@@ -272,6 +272,11 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     fn describe(&mut self, node: NodeId, mut description: NodeDescription) {
         description.images.truncate(types::limits::REPORTED_IMAGES_MAX);
         description.images.sort();
+        let said = description.data_path.encryption.iter().flat_map(|said| said.keys.values());
+        let owner = |key| self.view.node_of_network_key(key).filter(|owner| *owner != node);
+        if let Some(other) = said.filter_map(owner).next() {
+            tracing::warn!(node.id = %node, %other, "node says another node's key: not taken");
+        }
         if self.view.node(node).is_some_and(|known| known.description != description) {
             self.descriptions.insert(node, description);
             self.flush_soon();

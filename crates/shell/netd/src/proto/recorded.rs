@@ -3,15 +3,19 @@
 //! Owns: one frame of each kind and of each form that it has, and one part of each kind.
 //! Does not know: the code that writes them. Invariant: a line never changes; new ones are added.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use base::Id;
 use types::{
-    DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkPart, NodeId, PortPart,
-    PublishMode, ServiceId, ServicePart, TaskId,
+    DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkKey, NetworkPart, NodeId,
+    PortPart, PublishMode, ServiceId, ServicePart, TaskId,
 };
 
 use super::*;
 use crate::names::Directory;
 use crate::part::Change;
+use crate::tunnels::{TunnelPeer, TunnelPeerStatus, TunnelTraffic};
 
 const TAG: u32 = 0x0403_0201;
 
@@ -72,7 +76,94 @@ fn requests_v1() -> Vec<(&'static str, Request)> {
     ]
     .into_iter()
     .chain(port_requests_v1())
+    .chain(tunnel_requests_v1())
     .collect()
+}
+
+fn tunnel_requests_v1() -> Vec<(&'static str, Request)> {
+    let peer = |number: u8, endpoint: Option<SocketAddr>| TunnelPeer {
+        number: number.into(),
+        key: NetworkKey([number; 32]),
+        endpoint,
+        address: [10, 0, 0, number].into(),
+        keepalive: number == 2,
+    };
+    let tunnel = Tunnel {
+        generation: 1,
+        netns: "/n/e".into(),
+        device: "wg1".into(),
+        port: 7_947,
+        address: [10, 0, 0, 1].into(),
+        mtu: 1_440,
+        key_file: "/k/1".into(),
+        peers: vec![
+            peer(2, Some("192.0.2.2:7947".parse().unwrap())),
+            peer(3, Some(SocketAddrV6::new("fe80::3".parse().unwrap(), 7_947, 0, 2).into())),
+            peer(4, None),
+        ],
+    };
+    vec![
+        (
+            "ce000000 01 09 01020304 010100000001000000040000002f6e2f65030000007767310b1f\
+             0a000001a0050000040000002f6b2f3103000000020000000202020202020202020202020202\
+             02020202020202020202020202020202020204c00002020b1f0a000002010300000003030303\
+             0303030303030303030303030303030303030303030303030303030310fe8000000000000000\
+             000000000000030b1f020000000a000003000400000004040404040404040404040404040404\
+             04040404040404040404040404040404000a00000400",
+            Request::Tunnels { more: true, tunnels: vec![tunnel] },
+        ),
+        (
+            "0b000000 01 09 01020304 0000000000",
+            Request::Tunnels { more: false, tunnels: Vec::new() },
+        ),
+        ("06000000 01 0a 01020304", Request::TunnelsSeen),
+    ]
+}
+
+fn tunnel_replies_v1() -> Vec<(&'static str, Reply)> {
+    let traffic =
+        TunnelTraffic { sent_bytes: 1, sent_packets: 2, received_bytes: 3, received_packets: 4 };
+    let drops = BTreeMap::from([("forged".to_owned(), 5)]);
+    let peer = TunnelPeerStatus {
+        key: NetworkKey([2; 32]),
+        endpoint: Some("192.0.2.2:7947".parse().unwrap()),
+        handshake_age: Some(Duration::from_millis(258)),
+        has_session: true,
+        traffic,
+        drops: drops.clone(),
+    };
+    let silent = TunnelPeerStatus {
+        key: NetworkKey([3; 32]),
+        endpoint: None,
+        handshake_age: None,
+        has_session: false,
+        traffic: TunnelTraffic::default(),
+        drops: BTreeMap::new(),
+    };
+    let works = TunnelStatus {
+        generation: 1,
+        key: Some(NetworkKey([1; 32])),
+        offload: "udp".into(),
+        failure: None,
+        starts: 6,
+        traffic,
+        drops,
+        peers: vec![peer, silent],
+    };
+    let fails = TunnelStatus { generation: 2, failure: Some("no".into()), ..Default::default() };
+    vec![(
+        "72010000 01 85 01020304 0002000000010000000101010101010101010101010101010101\
+             0101010101010101010101010101010103000000756470000000000006000000000000000100\
+             0000000000000200000000000000030000000000000004000000000000000100000006000000\
+             666f726765640500000000000000020000000202020202020202020202020202020202020202\
+             02020202020202020202020204c00002020b1f02010000000000000101000000000000000200\
+             000000000000030000000000000004000000000000000100000006000000666f726765640500\
+             0000000000000303030303030303030303030303030303030303030303030303030303030303\
+             00ffffffffffffffff0000000000000000000000000000000000000000000000000000000000\
+             000000000000000002000000000000000001020000006e6f0000000000000000000000000000\
+             00000000000000000000000000000000000000000000000000000000000000000000",
+        Reply::Tunnels { more: false, tunnels: vec![works, fails] },
+    )]
 }
 
 fn port_requests_v1() -> Vec<(&'static str, Request)> {
@@ -103,7 +194,7 @@ fn port_requests_v1() -> Vec<(&'static str, Request)> {
 
 fn replies_v1() -> Vec<(&'static str, Reply)> {
     let missing = vec![PortBinding { protocol: PortProtocol::Tcp, port: 80, address: None }];
-    vec![
+    let plain = vec![
         (
             "10000000 01 80 01020304 02000000623139300000",
             Reply::Hello { build: "b1".into(), pid: 12_345 },
@@ -125,7 +216,8 @@ fn replies_v1() -> Vec<(&'static str, Reply)> {
                 containers: vec![("c1".into(), 40_000)],
             },
         ),
-    ]
+    ];
+    plain.into_iter().chain(tunnel_replies_v1()).collect()
 }
 
 /// The pieces of directories, and the updates that they are made of.
@@ -213,6 +305,7 @@ fn parts() -> DirectoryUpdate {
                 ("fd00::/64".parse().unwrap(), "fd00::1".parse().unwrap()),
             ],
             options: [].into(),
+            config_from: String::new(),
         }],
         services: vec![plain, turns],
         endpoints: vec![endpoint, attached],

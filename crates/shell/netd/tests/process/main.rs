@@ -9,6 +9,7 @@ mod life;
 mod names;
 mod ports;
 mod support;
+mod tunnels;
 
 use std::process::ExitCode;
 
@@ -17,7 +18,8 @@ use testkit::{Test, run_tests};
 fn main() -> ExitCode {
     netd::run_if_netd();
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = [names::TESTS, life::TESTS, ports::TESTS, forwarding::TESTS].concat();
+    let tests: Vec<Test> =
+        [names::TESTS, life::TESTS, ports::TESTS, forwarding::TESTS, tunnels::TESTS].concat();
     // Ports of a host of its own: nothing else runs there.
     run_tests(&args, &tests, support::enter_new_space, || ())
 }

@@ -12,6 +12,7 @@ use crate::support::*;
 pub(crate) const TESTS: &[Test] = &[
     ("each_container_is_answered_from_its_own_networks", own_networks),
     ("changes_are_answered_at_once", changes),
+    ("a_released_port_is_free_at_once", released),
     ("datagrams_are_cut_and_connections_are_not", sizes),
     ("services_by_the_thousand_load_in_no_time", many_services),
     ("a_thousand_containers_are_served", many_containers),
@@ -72,6 +73,19 @@ fn changes() {
     assert_eq!(other.addresses(moved, "db."), ["10.0.2.1"]);
     lab.wait(client.release("a")).unwrap();
     assert!(other.run(|| std::net::UdpSocket::bind(("127.0.0.11", moved))).is_ok());
+}
+
+fn released() {
+    let (lab, space) = (Lab::new(), Space::new());
+    let client = lab.start();
+    for _ in 0..300 {
+        let port = lab.serve(&client, "a", &space, &[1]);
+        lab.wait(client.release("a")).unwrap();
+        space.run(|| {
+            std::net::UdpSocket::bind(("127.0.0.11", port)).unwrap();
+            std::net::TcpListener::bind(("127.0.0.11", port)).unwrap();
+        });
+    }
 }
 
 fn sizes() {

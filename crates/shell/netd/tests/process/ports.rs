@@ -111,9 +111,12 @@ fn carried_reserved() {
         assert!(status.success(), "{args}");
     };
     run("address add 2001:db8::5/128 dev lo nodad");
-    // The kernel routes to it a little later.
-    let probe = UdpSocket::bind("[::]:0").unwrap();
-    until("a route to the address", || probe.connect("[2001:db8::5]:9").is_ok());
+    // The kernel takes it for its own a little later, after it has a route to it.
+    let answers = || {
+        let probe = TcpListener::bind("[2001:db8::5]:0")?;
+        TcpStream::connect(probe.local_addr()?)
+    };
+    until("the address answers", || answers().is_ok());
     lab.wait(client.reserve(&[binding(TCP, 4_030), binding(UDP, 4_030)])).unwrap();
     lab.wait(client.forward_loopback6(&[(TCP, 4_030), (UDP, 4_030)])).unwrap();
     // Nobody is behind 127.0.0.1: no rules lead on, so it ends in a reset, which may come before

@@ -223,6 +223,7 @@ pub(crate) fn network(number: u128, name: &str, subnet: &str) -> NetworkPart {
         encrypted: false,
         subnets: vec![(net, net.hosts().next().unwrap())],
         options: [].into(),
+        config_from: String::new(),
     }
 }
 

@@ -6,9 +6,9 @@
 
 use crate::netlink::Message;
 
-/// One rule under construction.
+/// One rule under construction: its expressions, and what it says to those who list it.
 #[derive(Clone, Debug)]
-pub(crate) struct Rule(Message);
+pub(crate) struct Rule(Message, Option<String>);
 
 /// Which packet a jump is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Family {
 
 impl Rule {
     pub(crate) fn new() -> Self {
-        Self(Message::fragment())
+        Self(Message::fragment(), None)
     }
 
     /// About packets of one family.
@@ -76,14 +76,26 @@ impl Rule {
         Self::new().meta(Meta::Family, 0).is(0, &[family.number()])
     }
 
+    /// Says in words what nft cannot print.
+    pub(crate) fn comment(self, text: String) -> Self {
+        Self(self.0, Some(text))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
+    /// As nft keeps a comment: kind, length, and text with its end.
+    pub(crate) fn user_data(&self) -> Option<Vec<u8>> {
+        let text = self.1.as_ref()?.as_bytes();
+        Some([&[0, (text.len() + 1) as u8], text, &[0]].concat())
+    }
+
     fn expression(self, name: &str, fill: impl FnOnce(Message) -> Message) -> Self {
-        Self(self.0.nested(LIST_ELEMENT, |element| {
+        let all = self.0.nested(LIST_ELEMENT, |element| {
             element.text(EXPRESSION_NAME, name).nested(EXPRESSION_DATA, fill)
-        }))
+        });
+        Self(all, self.1)
     }
 
     pub(crate) fn meta(self, key: Meta, to: u32) -> Self {
@@ -350,6 +362,11 @@ impl Rule {
         self.expression("objref", |data| data.number_be(1, OBJECT_TIME_OUT).text(2, name))
     }
 
+    /// One more for the counter.
+    pub(crate) fn count(self, name: &str) -> Self {
+        self.expression("objref", |data| data.number_be(1, OBJECT_COUNTER).text(2, name))
+    }
+
     /// Refused, and said so.
     pub(crate) fn reject(self) -> Self {
         self.expression("reject", |data| {
@@ -430,6 +447,7 @@ const DYNSET_UPDATE: u32 = 1;
 const REJECT_RESET: u32 = 1;
 const REJECT_ANY_FAMILY: u32 = 2;
 const REJECT_PROHIBITED: u8 = 3;
+pub(crate) const OBJECT_COUNTER: u32 = 1;
 pub(crate) const OBJECT_TIME_OUT: u32 = 7;
 
 const FIRST_REGISTER: u32 = 8;

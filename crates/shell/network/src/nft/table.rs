@@ -9,10 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 
-use netplan::{Edit, Elements, Value};
+use netplan::{Bytes, Edit, Elements, Value};
 
-use super::expression::{self, GOTO, OBJECT_TIME_OUT, Rule, VALUE, VERDICT, verdict};
-use crate::netlink::{APPEND, CREATE, Message, Socket, attribute, attributes};
+use super::expression::{
+    self, GOTO, OBJECT_COUNTER, OBJECT_TIME_OUT, Rule, VALUE, VERDICT, verdict,
+};
+use super::kind;
+use crate::netlink::{APPEND, Answer, CREATE, Message, Socket, attribute, attributes};
 
 /// The constant part of a table.
 #[derive(Clone, Debug)]
@@ -21,6 +24,8 @@ pub(crate) struct Table {
     pub(crate) name: String,
     pub(crate) sets: Vec<Set>,
     pub(crate) time_outs: Vec<TimeOuts>,
+    /// Of packets; they stand beside the rules, which are compared as they are.
+    pub(crate) counters: &'static [&'static str],
     pub(crate) chains: Vec<Chain>,
     /// Of everything constant; stands in the table itself, for other daemons to see.
     identity: u64,
@@ -44,7 +49,11 @@ pub(crate) enum Holds {
         data_type: u32,
         bytes: u32,
     },
+    /// Numbers of classes, as the mark of a packet has them.
+    Numbers,
+    /// Ways to the chains of classes, or of slots.
     Classes,
+    Slots,
 }
 
 /// How long connections are remembered that take part in no packet.
@@ -113,7 +122,15 @@ impl Table {
         let mut hasher = DefaultHasher::new();
         format!("{family} {sets:?} {time_outs:?} {chains:?}").hash(&mut hasher);
         let identity = hasher.finish();
-        Self { family, name: name.to_owned(), sets, time_outs, chains, identity }
+        Self { family, name: name.to_owned(), sets, time_outs, counters: &[], chains, identity }
+    }
+
+    /// With counters that its rules count with.
+    pub(crate) fn counting(mut self, counters: &'static [&'static str]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.identity, counters).hash(&mut hasher);
+        (self.identity, self.counters) = (hasher.finish(), counters);
+        self
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
@@ -139,13 +156,19 @@ impl Table {
             all.push(self.set_message(number, set));
         }
         all.extend(self.time_outs.iter().map(|object| self.time_outs_message(object)));
+        all.extend(self.counters.iter().map(|name| self.counter_message(name)));
         all.extend(self.chains.iter().map(|chain| self.chain_message(chain)));
         for chain in &self.chains {
             all.extend(chain.rules.iter().map(|rule| {
-                self.message(NEW_RULE, CREATE | APPEND)
+                let message = self
+                    .message(NEW_RULE, CREATE | APPEND)
                     .text(1, &self.name)
                     .text(2, &chain.name)
-                    .nested(4, |list| list.raw(rule.as_bytes()))
+                    .nested(4, |list| list.raw(rule.as_bytes()));
+                match rule.user_data() {
+                    Some(data) => message.bytes(RULE_USER_DATA, &data),
+                    None => message,
+                }
             }));
         }
         all
@@ -155,7 +178,7 @@ impl Table {
         let flags = match set.holds {
             Holds::Members => 0,
             Holds::Seen => SET_FORGETS | SET_IS_WRITTEN,
-            Holds::Bytes { .. } | Holds::Classes => SET_IS_MAP,
+            Holds::Bytes { .. } | Holds::Numbers | Holds::Classes | Holds::Slots => SET_IS_MAP,
         };
         let message = self
             .message(NEW_SET, CREATE)
@@ -173,7 +196,8 @@ impl Table {
             Holds::Bytes { data_type, bytes } => {
                 message.number_be(6, data_type).number_be(7, bytes)
             }
-            Holds::Classes => message.number_be(6, VERDICT_TYPE).number_be(7, 0),
+            Holds::Numbers => message.number_be(6, kind::NUMBER).number_be(7, 4),
+            Holds::Classes | Holds::Slots => message.number_be(6, VERDICT_TYPE).number_be(7, 0),
         }
     }
 
@@ -190,6 +214,14 @@ impl Table {
                         .fold(data, |data, (state, seconds)| data.number_be(*state, *seconds))
                 })
             })
+    }
+
+    fn counter_message(&self, name: &str) -> Message {
+        self.message(NEW_OBJECT, CREATE)
+            .text(1, &self.name)
+            .text(2, name)
+            .number_be(3, OBJECT_COUNTER)
+            .nested(4, |data| data)
     }
 
     fn chain_message(&self, chain: &Chain) -> Message {
@@ -229,9 +261,14 @@ impl Table {
         all
     }
 
+    fn holds(&self, set: &str) -> Option<Holds> {
+        self.sets.iter().find(|one| one.name == set).map(|one| one.holds)
+    }
+
     fn elements(&self, kind: u16, flags: u16, set: &str, edits: &[Edit]) -> Message {
-        let message = self.message(kind, flags).text(1, &self.name).text(2, set);
-        message.nested(3, |list| {
+        let holds = self.holds(set);
+        let message = self.message(kind, flags).room(edits.len() * ELEMENT_BYTES);
+        message.text(1, &self.name).text(2, set).nested(3, |list| {
             edits.iter().fold(list, |list, edit| {
                 list.nested(expression::LIST_ELEMENT, |element| {
                     let (key, value) = match edit {
@@ -245,8 +282,11 @@ impl Table {
                         _ if kind == DELETE_ELEMENT => element,
                         Value::Member => element,
                         Value::Bytes(bytes) => element.nested(2, |data| data.bytes(VALUE, bytes)),
-                        Value::Class(class) => element
-                            .nested(2, |data| verdict(data, GOTO, Some(&class_chain(*class)))),
+                        Value::Class(class) => element.nested(2, |data| match holds {
+                            Some(Holds::Numbers) => data.bytes(VALUE, &class.to_ne_bytes()),
+                            Some(Holds::Slots) => verdict(data, GOTO, Some(&slot_chain(*class))),
+                            _ => verdict(data, GOTO, Some(&class_chain(*class))),
+                        }),
                     }
                 })
             })
@@ -382,12 +422,32 @@ impl NftSocket {
 
     pub(crate) fn elements_of(&mut self, table: &Table, set: &str) -> io::Result<Elements> {
         let message = table.message(GET_ELEMENT, 0).text(1, &table.name).text(2, set);
-        let mut elements = Elements::new();
+        let (holds, mut elements) = (table.holds(set), Elements::new());
         for answer in self.0.dump(message)? {
             let list = answer.get(4..).and_then(|rest| attribute(rest, 3)).unwrap_or_default();
-            elements.extend(attributes(list).into_iter().filter_map(|(_, e)| parse_element(e)));
+            elements
+                .extend(attributes(list).into_iter().filter_map(|(_, e)| parse_element(e, holds)));
         }
         Ok(elements)
+    }
+
+    /// What the counters of the table say; a table that is not there has none.
+    pub(crate) fn counts(&mut self, table: &Table) -> io::Result<BTreeMap<String, u64>> {
+        let message = table.message(GET_OBJECT, 0).text(1, &table.name);
+        let answers = match self.0.dump(message.number_be(3, OBJECT_COUNTER)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            answers => answers?,
+        };
+        let count = |answer: &Answer| {
+            let rest = answer.get(4..)?;
+            let packets = attribute(attribute(rest, 4)?, 2)?.first_chunk().copied()?;
+            Some((text(rest, 2)?, u64::from_be_bytes(packets)))
+        };
+        let ours = answers.iter().filter(|answer| {
+            let name = answer.get(4..).and_then(|rest| text(rest, 1));
+            name.is_some_and(|name| name == table.name)
+        });
+        Ok(ours.filter_map(count).collect())
     }
 
     /// Chains with a hook, of everybody.
@@ -420,15 +480,21 @@ fn parse_base_chain(answer: &[u8]) -> Option<BaseChain> {
     })
 }
 
-fn parse_element(element: &[u8]) -> Option<(Vec<u8>, Value)> {
-    let key = attribute(attribute(element, 1)?, VALUE)?.to_vec();
+fn parse_element(element: &[u8], holds: Option<Holds>) -> Option<(Bytes, Value)> {
+    let key = Bytes::new(attribute(attribute(element, 1)?, VALUE)?)?;
     let Some(data) = attribute(element, 2) else { return Some((key, Value::Member)) };
-    if let Some(bytes) = attribute(data, VALUE) {
-        return Some((key, Value::Bytes(bytes.to_vec())));
+    match (attribute(data, VALUE), holds) {
+        (Some(bytes), Some(Holds::Numbers)) => {
+            let class = bytes.first_chunk().map_or(u32::MAX, |bytes| u32::from_ne_bytes(*bytes));
+            return Some((key, Value::Class(class)));
+        }
+        (Some(bytes), _) => return Some((key, Value::Bytes(Bytes::new(bytes)?))),
+        (None, _) => {}
     }
     let chain = text(attribute(data, VERDICT)?, 2)?;
-    // What leads elsewhere is no class of ours, and differs from all.
-    let class = chain.strip_prefix('n').and_then(|class| class.parse().ok()).unwrap_or(u32::MAX);
+    let kind = if matches!(holds, Some(Holds::Slots)) { SLOT_CHAIN } else { CLASS_CHAIN };
+    // What leads elsewhere is none of ours, and differs from all.
+    let class = chain.strip_prefix(kind).and_then(|class| class.parse().ok()).unwrap_or(u32::MAX);
     Some((key, Value::Class(class)))
 }
 
@@ -438,7 +504,11 @@ fn text(bytes: &[u8], kind: u16) -> Option<String> {
 }
 
 pub(crate) fn class_chain(class: u32) -> String {
-    format!("n{class}")
+    format!("{CLASS_CHAIN}{class}")
+}
+
+pub(crate) fn slot_chain(slot: u32) -> String {
+    format!("{SLOT_CHAIN}{slot}")
 }
 
 fn set_of(edit: &Edit) -> &'static str {
@@ -462,6 +532,12 @@ const ELEMENTS_PER_MESSAGE: usize = 500;
 /// The time of a transaction grows faster than its length.
 pub(crate) const EDITS_PER_TRANSACTION: usize = 2_000;
 
+/// With a short key and value, as most of them have.
+const ELEMENT_BYTES: usize = 40;
+
+const CLASS_CHAIN: char = 'n';
+const SLOT_CHAIN: char = 's';
+
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -479,8 +555,10 @@ const GET_ELEMENT: u16 = 13;
 const DELETE_ELEMENT: u16 = 14;
 const GET_GENERATION: u16 = 16;
 const NEW_OBJECT: u16 = 18;
+const GET_OBJECT: u16 = 19;
 
 const TABLE_USER_DATA: u16 = 6;
+const RULE_USER_DATA: u16 = 7;
 const SET_IS_MAP: u32 = 8;
 const SET_FORGETS: u32 = 0x10;
 const SET_IS_WRITTEN: u32 = 0x20;

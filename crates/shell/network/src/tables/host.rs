@@ -41,13 +41,15 @@ impl HostTable<'_> {
         let mut sets: Vec<super::Set> = sets.collect();
         sets.push(members(set::PORTS, &[PROTOCOL_PART, PORT_PART]));
         sets.push(members(set::VNIS, &[NUMBER_PART]));
+        sets.push(members(set::SEALED, &[NUMBER_PART]));
         let (pre, out) = (hook::PREROUTING, hook::OUTPUT);
         let mut chains = vec![
             Chain::plain("publish", self.publish_rules()),
             Chain::plain("bound", self.bound_rules()),
-            Chain::plain("foreign", foreign_rules()),
+            Chain::plain("foreign", foreign_rules(None)),
+            Chain::plain("clear", foreign_rules(Some(CLEAR_IN))),
             Chain::base("first", "filter", pre, priority::FIRST, self.first_rules()),
-            Chain::base("sent", "filter", out, priority::FIRST, self.untracked_rules()),
+            Chain::base("sent", "filter", out, priority::FIRST, self.sent_rules()),
             Chain::base("pre", "nat", pre, priority::DESTINATION, published_rules()),
             Chain::base("out", "nat", out, priority::DESTINATION, self.own_rules()),
             Chain::base("post", "nat", hook::POSTROUTING, priority::SOURCE, self.post_rules()),
@@ -55,7 +57,7 @@ impl HostTable<'_> {
         sets.extend(bridge::sets());
         chains.extend(bridge::chains(self.gateway, self.vxlan_port));
         let time_outs = if self.time_outs { TIME_OUTS.to_vec() } else { Vec::new() };
-        Table::new(INET, self.name, sets, time_outs, chains)
+        Table::new(INET, self.name, sets, time_outs, chains).counting(&[CLEAR_IN, CLEAR_OUT])
     }
 
     fn first_rules(&self) -> Vec<Rule> {
@@ -68,10 +70,17 @@ impl HostTable<'_> {
             .drop();
         let mut rules = vec![loopback];
         if let Some(port) = self.vxlan_port {
+            rules.push(sealed(port).jump("clear"));
             rules.extend(Family::ALL.into_iter().map(|family| foreign(family, port)));
         }
         rules.extend(self.untracked_rules());
         rules
+    }
+
+    /// What would leave unencrypted does not leave at all.
+    fn sent_rules(&self) -> Vec<Rule> {
+        let sealed = self.vxlan_port.map(|port| sealed(port).count(CLEAR_OUT).drop());
+        sealed.into_iter().chain(self.untracked_rules()).collect()
     }
 
     fn untracked_rules(&self) -> Vec<Rule> {
@@ -162,16 +171,26 @@ fn foreign(family: Family, port: u16) -> Rule {
         .jump("foreign")
 }
 
+/// What has the identifier of an encrypted network and is not encrypted itself.
+fn sealed(port: u16) -> Rule {
+    vxlan(Rule::new(), port).load(Base::Transport, 8 + 4, 3, 0).within(set::SEALED, 0)
+}
+
 /// Who that is is remembered for a while: a peer behind an address that nobody expects is named by
 /// it.
-fn foreign_rules() -> Vec<Rule> {
+fn foreign_rules(counter: Option<&str>) -> Vec<Rule> {
     let remember = |family: Family| {
         let rule = Rule::of(family).source(family, 0);
         let rule = rule.load(Base::Transport, 8 + 4, 3, family.registers());
         rule.remember(of(family, STRANGERS4, STRANGERS6), 0)
     };
-    Family::ALL.into_iter().map(remember).chain([Rule::new().drop()]).collect()
+    let last = counter.map_or_else(Rule::new, |counter| Rule::new().count(counter)).drop();
+    Family::ALL.into_iter().map(remember).chain([last]).collect()
 }
+
+/// Packets of encrypted networks that were not encrypted: dropped on their way in, and out.
+pub(crate) const CLEAR_IN: &str = "clear_in";
+pub(crate) const CLEAR_OUT: &str = "clear_out";
 
 /// Sources of packets that were dropped, with the number of the network.
 pub(crate) const STRANGERS4: &str = "foreign4";

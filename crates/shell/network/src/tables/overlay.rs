@@ -1,15 +1,18 @@
 //! The table of a network's namespace: virtual addresses.
 //!
 //! Owns: its rules. Does not know: services.
-//! Invariant: all protocols and ports of a virtual address lead to the same choice of slots.
+//! Invariant: all protocols and ports of a virtual address lead to the same choice of slots; no
+//! packet leaves with a mark.
 
 use std::net::IpAddr;
 
-use netplan::{link, set};
+use netplan::{CLASSES, link, set};
 
-use super::{NUMBER_PART, OWN_TABLE, TCP, address_part, bytes, class_chains, classes, members, of};
-use crate::nft::expression::{Family, NEW, Rule};
-use crate::nft::table::{Chain, Table};
+use super::{
+    NUMBER_PART, OWN_TABLE, TCP, address_part, bytes, classes, members, numbers, of, slots,
+};
+use crate::nft::expression::{Family, Meta, NEW, Rule};
+use crate::nft::table::{Chain, Table, class_chain, slot_chain};
 use crate::nft::{INET, hook, priority};
 use crate::route::octets;
 
@@ -18,18 +21,21 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
     let mut sets = Vec::new();
     for family in Family::ALL {
         let address = address_part(family);
-        sets.push(classes(of(family, set::VIP4, set::VIP6), &[address]));
+        sets.push(numbers(of(family, set::VIP4, set::VIP6), &[address]));
         let slots = of(family, set::BACKEND4, set::BACKEND6);
         sets.push(bytes(slots, &[address, NUMBER_PART], &[address]));
+        let (blocks, size) = blocks(family);
+        sets.extend(blocks.iter().map(|name| bytes(name, &[address], &vec![address; size])));
         sets.push(members(of(family, set::SELF4, set::SELF6), &[address, address]));
     }
-    let mut chains = class_chains(slot);
-    let before = Family::ALL
-        .into_iter()
-        .map(|family| {
-            Rule::of(family).destination(family, 0).dispatch(of(family, set::VIP4, set::VIP6), 0)
-        })
-        .collect();
+    sets.push(classes(set::CLASS, &[NUMBER_PART]));
+    sets.push(slots(set::SLOT, &[NUMBER_PART]));
+    let mut chains: Vec<Chain> = CLASSES.iter().map(|class| of_class(*class)).collect();
+    chains.extend((0..set::SLOTS_IN_BLOCKS).map(of_slot));
+    // The classes of thousands of addresses are mere numbers. Were they ways to chains, the kernel
+    // would go all of them with every change of one.
+    let mut before: Vec<Rule> = Family::ALL.into_iter().map(class_as_mark).collect();
+    before.push(Rule::new().meta(Meta::Mark, 0).dispatch(set::CLASS, 0));
     let after = Family::ALL.into_iter().filter_map(|family| to_itself(family, gateways)).collect();
     let (pre, post) = (hook::PREROUTING, hook::POSTROUTING);
     chains.push(Chain::base("raw", "filter", pre, priority::RAW, vec![foreign_source()]));
@@ -40,12 +46,52 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
     Table::new(INET, OWN_TABLE, sets, Vec::new(), chains)
 }
 
-fn slot(family: Family, class: u32) -> Rule {
-    Rule::of(family)
+fn class_as_mark(family: Family) -> Rule {
+    let sets = of(family, set::VIP4, set::VIP6);
+    Rule::of(family).destination(family, 0).map(sets, 0, 0).set_mark(0)
+}
+
+/// The sets of blocks, and how many slots each of them has.
+fn blocks(family: Family) -> (&'static [&'static str], usize) {
+    match family {
+        Family::V4 => (&set::BLOCKS4, set::PER_BLOCK4),
+        Family::V6 => (&set::BLOCKS6, set::PER_BLOCK6),
+    }
+}
+
+/// Picks a slot. While there are few, what is in the slot is the chain's that it has.
+fn of_class(class: u32) -> Chain {
+    let rules = match class as usize <= set::SLOTS_IN_BLOCKS {
+        true => vec![Rule::new().random(class, 0).dispatch(set::SLOT, 0)],
+        false => Family::ALL.into_iter().map(|family| one_of_many(family, class)).collect(),
+    };
+    Chain::plain(&class_chain(class), rules)
+}
+
+fn one_of_many(family: Family, class: u32) -> Rule {
+    unmarked(family)
         .destination(family, 0)
         .random(class, family.registers())
         .map(of(family, set::BACKEND4, set::BACKEND6), 0, 0)
         .lead_to(family, 0, None)
+}
+
+fn of_slot(slot: usize) -> Chain {
+    let rule = |family: Family| {
+        let (sets, size) = blocks(family);
+        let place = family.registers() * (slot % size) as u32;
+        unmarked(family)
+            .destination(family, 0)
+            .map(sets[slot / size], 0, 0)
+            .lead_to(family, place, None)
+            .comment(format!("dnat to address {} of {}", slot % size + 1, sets[slot / size]))
+    };
+    Chain::plain(&slot_chain(slot as u32), Family::ALL.into_iter().map(rule).collect())
+}
+
+/// The packet goes on without the mark, which would choose among the routes outside.
+fn unmarked(family: Family) -> Rule {
+    Rule::of(family).value(0, &[0; 4]).set_mark(0)
 }
 
 /// No container sends with the address of another one, or of nobody here.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use ports::network::Network;
 
+use super::encrypted::{add_encrypted, keepers, network, settle};
 use super::lab::*;
 use crate::namespace::enter;
 use crate::nft::expression::{Base, Rule};
@@ -79,6 +80,38 @@ fn a_final_drop_is_passed_and_an_explicit_one_is_obeyed() {
         firewall(&host.namespace, Vec::new());
         host.path.repair().await.unwrap();
         assert_eq!(comments(&host.namespace), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn the_tunnels_ports_pass_a_firewall_while_there_is_an_encrypted_network() {
+    in_lab(2, async |lab| {
+        let mut keepers = keepers(lab);
+        for host in &lab.hosts {
+            enter(&host.namespace, || {
+                let hook = Chain::base("input", "filter", hook::INPUT, 0, vec![Rule::new().drop()]);
+                let table = Table::new(INET, "wall", Vec::new(), Vec::new(), vec![hook]);
+                NftSocket::open()?.install(&table, &[])
+            })
+            .unwrap();
+        }
+        let wall = |lab: &Lab| {
+            let chains = enter(&lab.hosts[0].namespace, || NftSocket::open()?.base_chains());
+            let chains = chains.unwrap().into_iter();
+            let chain = chains.into_iter().find(|chain| chain.table == "wall").unwrap();
+            let rules =
+                enter(&lab.hosts[0].namespace, move || NftSocket::open()?.foreign_rules(&chain));
+            rules.unwrap().len() - 1
+        };
+        add_encrypted(lab, 1);
+        settle(lab, &mut keepers).await;
+        assert_eq!(wall(lab), 3, "VXLAN's and two");
+        let gone = types::DirectoryUpdate {
+            removed_networks: vec![network(1)],
+            ..types::DirectoryUpdate::default()
+        };
+        lab.hosts[0].path.update(gone).await.unwrap();
+        assert_eq!(wall(lab), 1);
     });
 }
 

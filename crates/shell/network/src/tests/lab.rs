@@ -17,13 +17,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 use ports::network::{Attached, ContainerNetwork, Network};
 use types::{
     Attachment, DirectoryUpdate, EndpointMode, EndpointPart, NetworkDriver, NetworkId, NetworkPart,
-    NodeId, OwnPart, PeerPart, PortPart, PortProtocol, PublishMode, ServiceId, ServicePart,
+    NodeId, OwnEncryption, OwnPart, PeerPart, PortPart, PortProtocol, PublishMode, ServiceId,
+    ServicePart,
 };
 
 use crate::namespace::{enter, own_namespace};
 use crate::nft::table::NftSocket;
 use crate::route::{PairEnd, RouteSocket, add_pair};
-use crate::{DataPath, NetworkOptions};
+use crate::{DataPath, EncryptionMode, NetworkOptions};
 
 pub(super) fn id<T: From<Id>>(number: u128) -> T {
     T::from(Id::from_u128(number).unwrap())
@@ -90,7 +91,13 @@ pub(super) fn flush(namespace: &OwnedFd) {
 }
 
 pub(super) fn host_options(dir: &Path, instance: &str, address: Option<IpAddr>) -> NetworkOptions {
-    NetworkOptions { run_dir: dir.to_owned(), instance_id: instance.into(), subnet: None, address }
+    NetworkOptions {
+        run_dir: dir.to_owned(),
+        instance_id: instance.into(),
+        subnet: None,
+        address,
+        encryption: EncryptionMode::Auto,
+    }
 }
 
 pub(super) async fn open_in(namespace: &OwnedFd, options: NetworkOptions) -> DataPath {
@@ -171,6 +178,7 @@ impl Lab {
                 (format!("fd99:0:0:{number:x}::/64").parse().unwrap(), v6(number, 1)),
             ],
             options: Default::default(),
+            config_from: String::new(),
         });
         network
     }
@@ -237,6 +245,7 @@ impl Lab {
             node: self.node(host),
             number: self.hosts[host].number,
             data_path_port: 4789,
+            encryption: OwnEncryption::default(),
         });
         for network in &self.directory.networks {
             for (index, peer) in self.hosts.iter().enumerate().filter(|(index, _)| *index != host) {
@@ -247,6 +256,7 @@ impl Lab {
                     number: peer.number,
                     address: peer.address,
                     mtu: 0,
+                    encryption: None,
                 });
             }
         }
@@ -263,6 +273,11 @@ impl Lab {
     pub(super) fn shrink(&self, host: usize, mtu: u32) {
         let name = self.port(host);
         run_in(&self.wire, &format!("ip link set {name} mtu {mtu}"));
+    }
+
+    /// What joins the hosts.
+    pub(super) fn wire(&self) -> &OwnedFd {
+        &self.wire
     }
 
     pub(super) fn unplug(&self, host: usize) {
@@ -464,9 +479,12 @@ pub(super) fn ask_udp(from: &OwnedFd, to: (IpAddr, u16)) -> io::Result<String> {
 }
 
 /// One datagram with a source of one's choice.
-pub(super) fn say(from: &OwnedFd, own: (IpAddr, u16), to: (IpAddr, u16)) {
+///
+/// The port is the kernel's choice: one given twice in a row may still be held by the copy that
+/// another test's child has between its fork and its exec.
+pub(super) fn say(from: &OwnedFd, own: IpAddr, to: (IpAddr, u16)) {
     enter(from, move || {
-        let socket = UdpSocket::bind(SocketAddr::from(own))?;
+        let socket = UdpSocket::bind((own, 0))?;
         socket.send_to(b"!", SocketAddr::from(to))?;
         Ok(())
     })

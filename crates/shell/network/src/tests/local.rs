@@ -29,7 +29,13 @@ fn network(
         options: options.iter().map(pair).collect(),
         ..NetworkSpec::default()
     };
-    LocalNetwork { id: id(5000 + number), created: Timestamp(0), spec, subnets: Vec::new() }
+    LocalNetwork {
+        id: id(5000 + number),
+        created: Timestamp(0),
+        spec,
+        subnets: Vec::new(),
+        swarm: false,
+    }
 }
 
 /// Makes a network, with subnets chosen for it.

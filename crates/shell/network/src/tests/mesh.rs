@@ -190,6 +190,16 @@ fn the_clusters_own_ports_are_no_containers_business() {
             assert!(ask(&from, (host_v4(number), 7000)).is_ok());
             assert!(ask(&from, (host_v4(number), 2377)).is_err());
         }
+        for host in &lab.hosts {
+            for port in [4793, 4794, 4795] {
+                let at = SocketAddr::new(host.address, port);
+                let node = enter(&host.namespace, move || UdpSocket::bind(at)).unwrap();
+                node.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                let _ =
+                    enter(&from, move || UdpSocket::bind("0.0.0.0:0")?.send_to(b"!", at).map(drop));
+                assert_eq!(node.recv(&mut [0; 8]).is_ok(), port == 4795, "{at}");
+            }
+        }
         let gateway = lab.hosts[0].path.inner.node().links.host_v4().into();
         assert!(ask(&from, (gateway, 7000)).is_ok());
         assert!(ask(&from, (gateway, 2377)).is_err());

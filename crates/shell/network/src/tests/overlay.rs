@@ -291,6 +291,86 @@ fn more_backends_than_a_class_of_its_own_are_all_reached() {
 }
 
 #[test]
+fn every_backend_of_several_blocks_is_reached() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        let service = lab.add_service(1, 1, &[]);
+        lab.add_task(1, 0, 10, None);
+        for number in 20..32 {
+            lab.add_task(1, 0, number, Some(service));
+        }
+        lab.tell_all().await;
+        let client = lab.attach(0, &wanted("client", &[1], 10)).await;
+        let mut servers = Vec::new();
+        for number in 20..32 {
+            let name = format!("task{number}");
+            let task = lab.attach(0, &wanted(&name, &[1], number)).await;
+            servers.push(Server::start(&task.netns, &name, 80));
+        }
+        let client = namespace_of(&client.netns);
+        for address in [v4(1, 201), v6(1, 201)] {
+            let mut seen: BTreeSet<String> = BTreeSet::new();
+            for _ in 0..400 {
+                let answer = ask(&client, (address, 80)).unwrap();
+                seen.insert(answer.split(' ').next().unwrap().to_owned());
+            }
+            assert_eq!(seen.len(), 12, "{seen:?}");
+        }
+        assert_eq!(lab.hosts[0].path.repair().await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn many_endpoints_of_a_node_share_a_next_hop_and_a_route_is_as_any_other() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 0, 10, None);
+        for number in 20..180 {
+            lab.add_task(1, 1, number, None);
+        }
+        lab.tell_all().await;
+        let near = lab.attach(0, &wanted("near", &[1], 10)).await;
+        let _far = lab.attach(1, &wanted("far", &[1], 20)).await;
+        let from = namespace_of(&near.netns);
+        run_in(&from, "ping -c 1 -W 2 10.0.1.20");
+        run_in(&from, "ping -c 1 -W 2 fd99:0:0:1::14");
+        let path = lab.hosts[0].path.clone();
+        let sandbox = lab.hosts[0].dir.path().join("sandboxes");
+        let sandbox = namespace_of(&sandbox.join(id::<NetworkId>(1001).to_string()));
+        for shown in ["ip route show 10.0.1.21", "ip -6 route show fd99:0:0:1::15"] {
+            assert!(run_in(&sandbox, shown).contains("nhid"), "{shown}");
+        }
+        assert_eq!(path.repair().await.unwrap(), 0);
+        // Another object has the number: the routes that it takes along come back without.
+        run_in(&sandbox, "ip nexthop flush");
+        assert!(path.repair().await.unwrap() >= 320);
+        run_in(&sandbox, "ip nexthop flush");
+        for number in [2, 0x53_0002] {
+            run_in(&sandbox, &format!("ip nexthop replace id {number} via fe80::99 dev vx onlink"));
+        }
+        assert!(path.repair().await.unwrap() >= 320);
+        assert_eq!(path.repair().await.unwrap(), 0);
+        run_in(&from, "ping -c 1 -W 2 10.0.1.20");
+        // One of them goes, and one gets another size.
+        let all = lab.told(0).endpoints;
+        let part = all.iter().find(|one| one.v4 == "10.0.1.21".parse().ok()).unwrap();
+        let update = DirectoryUpdate {
+            removed_endpoints: vec![(part.network, part.task)],
+            ..DirectoryUpdate::default()
+        };
+        path.update(update).await.unwrap();
+        assert_eq!(run_in(&sandbox, "ip route show 10.0.1.21"), "");
+        let mut peer = lab.told(0).peers[0].clone();
+        peer.mtu = 1300;
+        let update = DirectoryUpdate { peers: vec![peer], ..DirectoryUpdate::default() };
+        path.update(update).await.unwrap();
+        assert!(run_in(&sandbox, "ip route show 10.0.1.22").contains("mtu 1300"));
+        assert_eq!(path.repair().await.unwrap(), 0);
+        run_in(&from, "ping -c 1 -W 2 10.0.1.20");
+    });
+}
+
+#[test]
 fn a_dead_task_is_said_at_once_across_hosts_and_a_smaller_peer_is_respected() {
     in_lab(2, async |lab| {
         lab.add_network(1);

@@ -226,13 +226,13 @@ fn a_container_sends_with_its_own_addresses_only() {
                 let nodad = if other.is_ipv4() { "" } else { " nodad" };
                 run_in(&liar, &format!("ip addr add {other}/{prefix} dev eth0{nodad}"));
                 for to in to {
-                    say(&liar, (other, 5_000), (to, 81));
+                    say(&liar, other, (to, 81));
                 }
                 run_in(&liar, &format!("ip addr del {other}/{prefix} dev eth0"));
             }
             // What is its own comes through, after all the others.
             for to in to {
-                say(&liar, (own, 5_000), (to, 81));
+                say(&liar, own, (to, 81));
                 assert!(ask(&liar, (to, 80)).is_ok());
             }
             eventually("its own is heard", || heard.sources().contains(&own)).await;

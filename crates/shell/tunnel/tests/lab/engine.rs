@@ -33,6 +33,28 @@ fn tcp_passes_on_every_rung_of_the_ladder() {
 }
 
 #[test]
+fn both_directions_are_heavy_and_quiet_in_turn() {
+    let [near, far] = Node::pair(Offload::Tunnel);
+    near.await_sessions();
+    let echo = Echo::start(&far.inside, inner(2).into());
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| echo_tcp(&near.inside, &far.inside, inner(2).into(), 4 << 20));
+            scope.spawn(|| echo_tcp(&far.inside, &near.inside, inner(1).into(), 4 << 20));
+        });
+        // Whoever minds the device now, somebody does.
+        for _ in 0..50 {
+            let limit = Duration::from_secs(1);
+            assert!(ping(&near.inside, inner(1).into(), echo.address, limit).is_some());
+        }
+    }
+    for node in [&near, &far] {
+        assert_eq!(node.observe().failure, None);
+        assert_eq!(node.observe().drops.of(DropCause::Replayed), 0);
+    }
+}
+
+#[test]
 fn vxlan_passes_between_containers_on_every_rung() {
     for most in [Offload::Tunnel, Offload::Udp, Offload::Tcp, Offload::None] {
         let [near, far] = Node::pair(most);

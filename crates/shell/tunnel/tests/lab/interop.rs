@@ -1,8 +1,10 @@
 //! Engines with other implementations in user space.
 //!
-//! `wireguard-go` makes its device and its socket in one namespace: a host is its own inside here.
+//! Each makes its device and its socket in one namespace: a host is its own inside here.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tunnel::{DropCause, Offload, PeerConfig, PrivateKey};
@@ -25,12 +27,18 @@ impl Other {
     pub(crate) fn start(wire: &Wire, number: u8, program: Option<&str>) -> Self {
         let host = wire.plug(number);
         // The control socket's name is the machine's, not the namespace's.
-        let link = format!("wt{number}x{}", std::process::id() % 1_000_000);
+        let nth = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let link = format!("wt{nth}x{}", std::process::id() % 1_000_000);
         let child = program.map(|program| {
             let (program, name) = (program.to_owned(), link.clone());
             host.enter(move || {
-                let mut command = Command::new(program);
-                command.args(["-f", &name]).env("WG_PROCESS_FOREGROUND", "1");
+                let mut command = Command::new(&program);
+                command.arg("-f").env("WG_PROCESS_FOREGROUND", "1");
+                if program.ends_with(BORINGTUN) {
+                    // It would become the user who logged in, whom a test need not have.
+                    command.arg("--disable-drop-privileges");
+                }
+                command.arg(&name);
                 command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
             })
         });
@@ -122,4 +130,26 @@ pub(crate) fn passes_with(program: Option<&str>, bytes: usize) {
 fn wireguard_go_is_spoken_to_in_both_directions() {
     run("wg --version");
     passes_with(Some("wireguard-go"), 2 << 20);
+}
+
+const BORINGTUN: &str = "boringtun-cli";
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// No distribution has it; `./test packages` builds it.
+fn boringtun_cli() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = std::env::current_exe().unwrap();
+    let built = own.ancestors().nth(3).unwrap().join("peers/bin");
+    std::env::split_paths(&path)
+        .chain([built])
+        .map(|folder| folder.join(BORINGTUN))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("no {BORINGTUN}: run `./test packages`"))
+}
+
+#[test]
+fn boringtun_cli_is_spoken_to_in_both_directions() {
+    run("wg --version");
+    passes_with(boringtun_cli().to_str(), 2 << 20);
 }

@@ -7,6 +7,7 @@
 use base::Millis;
 use types::{Cluster, ClusterSpec, Fault, PortProtocol};
 
+use super::encryption::ports;
 use super::{id, malformed, required};
 use crate::v1;
 
@@ -55,6 +56,8 @@ impl From<&Cluster> for v1::Cluster {
             format_level: cluster.format_level,
             epoch: cluster.epoch,
             data_path_port: cluster.data_path_port,
+            encryption_ports: cluster.encryption_ports.map(u32::from).to_vec(),
+            network_key_generation: cluster.network_key_generation,
             address_pools: cluster.address_pools.clone(),
             address_pool_mask: cluster.address_pool_mask,
             next_node_number: cluster.next_node_number,
@@ -80,6 +83,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             format_level: cluster.format_level,
             epoch: cluster.epoch,
             data_path_port: cluster.data_path_port,
+            encryption_ports: ports(&cluster.encryption_ports, "cluster.encryption_ports")?,
+            network_key_generation: cluster.network_key_generation,
             address_pools: cluster.address_pools,
             address_pool_mask: cluster.address_pool_mask,
             next_node_number: cluster.next_node_number,
@@ -124,6 +129,8 @@ mod tests {
             format_level: 1,
             epoch: 2,
             data_path_port: 4789,
+            encryption_ports: [4793, 4794],
+            network_key_generation: 2,
             address_pools: vec!["10.0.0.0/8".into()],
             address_pool_mask: 24,
             next_node_number: 3,

@@ -14,7 +14,7 @@ use types::{
     PeerPart, PortPart, PortProtocol, PublishMode, ServicePart,
 };
 
-use super::{all, id, malformed, octets, optional_id, unknown};
+use super::{all, id, malformed, octets, optional_id, required, unknown};
 use crate::{bytes_of, v1};
 
 impl From<&DirectoryUpdate> for v1::Directory {
@@ -87,6 +87,7 @@ impl From<&OwnPart> for v1::OwnPart {
             node: bytes_of(own.node.0),
             number: own.number,
             data_path_port: own.data_path_port.into(),
+            encryption: Some((&own.encryption).into()),
         }
     }
 }
@@ -99,6 +100,7 @@ impl TryFrom<v1::OwnPart> for OwnPart {
             node: id(&own.node, "own.node")?,
             number: own.number,
             data_path_port: port(own.data_path_port, "own.data_path_port")?,
+            encryption: required(own.encryption, "own.encryption")?.try_into()?,
         })
     }
 }
@@ -120,6 +122,7 @@ impl From<&NetworkPart> for v1::NetworkPart {
             encrypted: network.encrypted,
             subnets: network.subnets.iter().map(subnet).collect(),
             options: network.options.clone(),
+            config_from: network.config_from.clone(),
         }
     }
 }
@@ -146,6 +149,7 @@ impl TryFrom<v1::NetworkPart> for NetworkPart {
             encrypted: network.encrypted,
             subnets: network.subnets.into_iter().map(subnet).collect::<Result<_, Fault>>()?,
             options: network.options,
+            config_from: network.config_from,
         })
     }
 }
@@ -159,6 +163,7 @@ impl From<&PeerPart> for v1::PeerPart {
             number: peer.number,
             address: address_bytes(peer.address),
             mtu: peer.mtu,
+            encryption: peer.encryption.as_ref().map(Into::into),
         }
     }
 }
@@ -174,6 +179,7 @@ impl TryFrom<v1::PeerPart> for PeerPart {
             number: peer.number,
             address: address(&peer.address, "peer.address")?,
             mtu: peer.mtu,
+            encryption: peer.encryption.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -325,7 +331,10 @@ fn v6(bytes: &[u8], field: &str) -> Result<Option<Ipv6Addr>, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use types::{NetworkId, NodeId, ServiceId, TaskId};
+    use types::{
+        NetworkId, NetworkKey, NetworkKeys, NodeId, OwnEncryption, PeerEncryption, ServiceId,
+        TaskId,
+    };
 
     use super::*;
 
@@ -336,12 +345,14 @@ mod tests {
     fn update() -> DirectoryUpdate {
         let network: NetworkId = some(9);
         let (node, service, task): (NodeId, ServiceId, TaskId) = (some(2), some(3), some(4));
+        let encryption = OwnEncryption { generation: 3, ports: [7, 8], keepalive: true };
+        let keys = NetworkKeys::from([(3, NetworkKey([5; 32]))]);
         let subnet = ("10.0.1.0/24".parse().unwrap(), "10.0.1.1".parse().unwrap());
         let (v4, v6) = ("10.0.1.5".parse().ok(), "fd00::5".parse().ok());
         DirectoryUpdate {
             full: true,
             index: 77,
-            own: Some(OwnPart { node, number: 5, data_path_port: 4789 }),
+            own: Some(OwnPart { node, number: 5, data_path_port: 4789, encryption }),
             networks: vec![NetworkPart {
                 id: network,
                 name: "back".into(),
@@ -353,6 +364,7 @@ mod tests {
                 encrypted: true,
                 subnets: vec![subnet],
                 options: [("k".to_owned(), "v".to_owned())].into(),
+                config_from: "lan".into(),
             }],
             removed_networks: vec![some(10)],
             peers: vec![PeerPart {
@@ -362,6 +374,7 @@ mod tests {
                 number: 6,
                 address: "fd00::2".parse().unwrap(),
                 mtu: 1400,
+                encryption: Some(PeerEncryption { keys, sends_with: 3 }),
             }],
             removed_peers: vec![(network, some(11))],
             services: vec![ServicePart {

@@ -16,6 +16,7 @@ impl From<&LocalNetwork> for v1::LocalNetwork {
             created_at: network.created.0,
             spec: Some((&network.spec).into()),
             subnets: network.subnets.iter().map(Into::into).collect(),
+            swarm: network.swarm,
         }
     }
 }
@@ -29,6 +30,7 @@ impl TryFrom<v1::LocalNetwork> for LocalNetwork {
             created: Timestamp(network.created_at),
             spec: required(network.spec, "network.spec")?.try_into()?,
             subnets: all(network.subnets)?,
+            swarm: network.swarm,
         })
     }
 }
@@ -41,6 +43,7 @@ mod tests {
     fn a_network_comes_back_as_it_went() {
         let mut network = LocalNetwork::predefined_bridge();
         network.created = Timestamp(77);
+        network.swarm = true;
         network.subnets = vec![types::Subnet::new("10.1.0.0/16".parse().unwrap(), None, None)];
         let aux = [("router".to_owned(), "10.1.0.9".parse().unwrap())].into();
         network.spec.ipam = vec![types::IpamPool { aux, ..types::IpamPool::default() }];

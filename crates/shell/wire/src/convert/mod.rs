@@ -7,6 +7,7 @@
 
 mod cluster;
 mod directory;
+mod encryption;
 mod fault;
 mod local_network;
 mod network;

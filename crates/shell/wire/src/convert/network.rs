@@ -182,6 +182,8 @@ impl From<&NetworkSpec> for v1::NetworkSpec {
             ipv6: spec.ipv6,
             pools: spec.ipam.iter().map(Into::into).collect(),
             options: spec.options.clone(),
+            config_only: spec.config_only,
+            config_from: spec.config_from.clone(),
         }
     }
 }
@@ -206,6 +208,8 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
             ipv6: spec.ipv6,
             ipam: all(spec.pools)?,
             options: spec.options,
+            config_only: spec.config_only,
+            config_from: spec.config_from,
         })
     }
 }
@@ -373,17 +377,20 @@ impl From<&DataPath> for v1::DataPath {
             address: text(path.address.as_ref()),
             mtu: path.mtu,
             routes: path.routes.iter().map(ToString::to_string).collect(),
+            encryption: path.encryption.as_ref().map(Into::into),
         }
     }
 }
 
 impl From<v1::DataPath> for DataPath {
-    /// A route that makes no sense is nothing that a subnet could collide with.
+    /// A route that makes no sense is nothing that a subnet could collide with, and who has keys
+    /// that are none takes no part in encrypted networks.
     fn from(path: v1::DataPath) -> Self {
         Self {
             address: path.address.parse().ok(),
             mtu: path.mtu,
             routes: path.routes.iter().filter_map(|route| route.parse().ok()).collect(),
+            encryption: path.encryption.and_then(|of| of.try_into().ok()),
         }
     }
 }
@@ -446,6 +453,7 @@ mod tests {
             address: Some(v4.into()),
             mtu: 1500,
             routes: vec!["10.0.0.0/16".parse().unwrap()],
+            encryption: Some(types::NodeEncryption::default()),
         };
         assert_eq!(DataPath::from(v1::DataPath::from(&path)), path);
     }

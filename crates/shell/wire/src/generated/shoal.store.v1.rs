@@ -23,7 +23,7 @@ pub struct ChangeSet {
 pub struct Change {
     #[prost(
         oneof = "change::Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 32, 33, 34"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 32, 33, 34, 35"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -95,6 +95,9 @@ pub mod change {
         ConnectTask(super::ConnectTask),
         #[prost(message, tag = "34")]
         DisconnectTask(super::DisconnectTask),
+        /// from this generation to the next
+        #[prost(uint32, tag = "35")]
+        RotateNetworkKey(u32),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -377,6 +377,10 @@ pub struct NetworkSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(bool, tag = "11")]
+    pub config_only: bool,
+    #[prost(string, tag = "12")]
+    pub config_from: ::prost::alloc::string::String,
 }
 /// A subnet asked for; empty texts: not said.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -433,6 +437,9 @@ pub struct LocalNetwork {
     pub spec: ::core::option::Option<NetworkSpec>,
     #[prost(message, repeated, tag = "4")]
     pub subnets: ::prost::alloc::vec::Vec<Subnet>,
+    /// this node's part of a network of the cluster
+    #[prost(bool, tag = "5")]
+    pub swarm: bool,
 }
 /// What a task or a service holds on one network. Addresses are 4 and 16 bytes, or none.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -607,7 +614,7 @@ pub struct NodeDescription {
     pub data_path: ::core::option::Option<DataPath>,
 }
 /// Where a node's data path ends, and what it must not collide with.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DataPath {
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
@@ -617,6 +624,49 @@ pub struct DataPath {
     /// networks that the host has routes to, as CIDR
     #[prost(string, repeated, tag = "3")]
     pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "4")]
+    pub encryption: ::core::option::Option<NodeEncryption>,
+}
+/// A node's end of encrypted networks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeEncryption {
+    /// 1 kernel, 2 user space
+    #[prost(uint32, tag = "1")]
+    pub backend: u32,
+    /// public ones of 32 bytes, by generation
+    #[prost(btree_map = "uint32, bytes", tag = "2")]
+    pub keys: ::prost::alloc::collections::BTreeMap<u32, ::prost::bytes::Bytes>,
+    /// the newest generation used towards every peer
+    #[prost(uint32, tag = "3")]
+    pub sends_with: u32,
+    #[prost(bool, tag = "4")]
+    pub udp_segmentation: bool,
+}
+/// What a node sees of its tunnel to a peer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TunnelCheck {
+    /// as in NodeEncryption
+    #[prost(uint32, tag = "1")]
+    pub backend: u32,
+    /// of the key with which it sends to the peer
+    #[prost(uint32, tag = "2")]
+    pub generation: u32,
+    /// unset: none, or none that still counts
+    #[prost(uint64, optional, tag = "3")]
+    pub handshake_age_ms: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "4")]
+    pub sent_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub received_bytes: u64,
+    /// packets by cause
+    #[prost(btree_map = "string, uint64", tag = "6")]
+    pub drops: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u64,
+    >,
+    /// what is wrong with it in the node's eyes; empty: nothing
+    #[prost(string, tag = "7")]
+    pub trouble: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeStatus {
@@ -751,6 +801,11 @@ pub struct Cluster {
     /// the same of dynamic ports, by protocol
     #[prost(btree_map = "uint32, uint32", tag = "16")]
     pub next_ports: ::prost::alloc::collections::BTreeMap<u32, u32>,
+    /// two, UDP
+    #[prost(uint32, repeated, tag = "17")]
+    pub encryption_ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, tag = "18")]
+    pub network_key_generation: u32,
 }
 /// Travels in the metadata of a gRPC status, under `shoal-error-bin`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1072,6 +1127,7 @@ pub enum ConditionCode {
     ConntrackFull = 6,
     DataPathBehind = 7,
     PeerPath = 8,
+    ClearText = 9,
 }
 impl ConditionCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1089,6 +1145,7 @@ impl ConditionCode {
             Self::ConntrackFull => "CONDITION_CODE_CONNTRACK_FULL",
             Self::DataPathBehind => "CONDITION_CODE_DATA_PATH_BEHIND",
             Self::PeerPath => "CONDITION_CODE_PEER_PATH",
+            Self::ClearText => "CONDITION_CODE_CLEAR_TEXT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1103,6 +1160,7 @@ impl ConditionCode {
             "CONDITION_CODE_CONNTRACK_FULL" => Some(Self::ConntrackFull),
             "CONDITION_CODE_DATA_PATH_BEHIND" => Some(Self::DataPathBehind),
             "CONDITION_CODE_PEER_PATH" => Some(Self::PeerPath),
+            "CONDITION_CODE_CLEAR_TEXT" => Some(Self::ClearText),
             _ => None,
         }
     }
@@ -1206,6 +1264,12 @@ pub struct ClusterView {
     pub address_pool_mask: u32,
     #[prost(string, tag = "9")]
     pub ula_prefix: ::prost::alloc::string::String,
+    /// UDP ports of encrypted networks
+    #[prost(uint32, repeated, tag = "10")]
+    pub encryption_ports: ::prost::alloc::vec::Vec<u32>,
+    /// of the keys that nodes should have
+    #[prost(uint32, tag = "11")]
+    pub network_key_generation: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateClusterRequest {
@@ -1216,6 +1280,35 @@ pub struct UpdateClusterRequest {
     /// CIDR; further pools, behind those that the cluster has.
     #[prost(string, repeated, tag = "3")]
     pub add_address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateNetworkKeyRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNetworkKeyProgressRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkKeyProgress {
+    /// of the keys that nodes should have
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+    /// nodes that are ready
+    #[prost(uint32, tag = "2")]
+    pub live: u32,
+    /// nodes that are not: they change their keys when they are back
+    #[prost(uint32, tag = "3")]
+    pub away: u32,
+    /// none: every live node is done
+    #[prost(message, repeated, tag = "4")]
+    pub lags: ::prost::alloc::vec::Vec<NetworkKeyLag>,
+}
+/// A live node that is not done.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkKeyLag {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub waits_for: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetJoinTokensRequest {}
@@ -1440,7 +1533,7 @@ pub struct NetworkView {
     pub tasks: ::prost::alloc::vec::Vec<NetworkTask>,
 }
 /// A node with a task on the network; of the ingress network, every node.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkPeer {
     #[prost(bytes = "bytes", tag = "1")]
     pub node: ::prost::bytes::Bytes,
@@ -1454,6 +1547,9 @@ pub struct NetworkPeer {
     /// What it says of its paths to other peers, as `node: what is wrong`; empty: nothing is.
     #[prost(string, repeated, tag = "5")]
     pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of an encrypted network, once the node has said it.
+    #[prost(message, optional, tag = "6")]
+    pub encryption: ::core::option::Option<NodeEncryption>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckNetworksRequest {
@@ -1464,14 +1560,14 @@ pub struct CheckNetworksRequest {
     #[prost(bool, tag = "2")]
     pub only_bad: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckNetworksItem {
     #[prost(oneof = "check_networks_item::Item", tags = "1, 2")]
     pub item: ::core::option::Option<check_networks_item::Item>,
 }
 /// Nested message and enum types in `CheckNetworksItem`.
 pub mod check_networks_item {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Item {
         #[prost(message, tag = "1")]
         Progress(super::CheckProgress),
@@ -1487,7 +1583,7 @@ pub struct CheckProgress {
     pub answered: u32,
 }
 /// The path from a node to a peer, or, without a peer, what is wrong with the node's own part.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckedPath {
     #[prost(string, tag = "1")]
     pub network: ::prost::alloc::string::String,
@@ -1511,6 +1607,9 @@ pub struct CheckedPath {
     /// empty: it is as it should be
     #[prost(string, tag = "9")]
     pub problem: ::prost::alloc::string::String,
+    /// of an encrypted network
+    #[prost(message, optional, tag = "10")]
+    pub tunnel: ::core::option::Option<TunnelCheck>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkService {
@@ -1836,6 +1935,56 @@ pub mod control_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("shoal.v1.Control", "GetJoinTokens"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Every node is to have another key for encrypted networks; refused while the last change of keys
+        /// is under way. The answer says from where it begins.
+        pub async fn rotate_network_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateNetworkKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkKeyProgress>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/RotateNetworkKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "RotateNetworkKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_network_key_progress(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNetworkKeyProgressRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkKeyProgress>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.v1.Control/GetNetworkKeyProgress",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.v1.Control", "GetNetworkKeyProgress"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn list_nodes(
@@ -2258,6 +2407,22 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::GetJoinTokensRequest>,
         ) -> std::result::Result<tonic::Response<super::JoinTokens>, tonic::Status>;
+        /// Every node is to have another key for encrypted networks; refused while the last change of keys
+        /// is under way. The answer says from where it begins.
+        async fn rotate_network_key(
+            &self,
+            request: tonic::Request<super::RotateNetworkKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkKeyProgress>,
+            tonic::Status,
+        >;
+        async fn get_network_key_progress(
+            &self,
+            request: tonic::Request<super::GetNetworkKeyProgressRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkKeyProgress>,
+            tonic::Status,
+        >;
         async fn list_nodes(
             &self,
             request: tonic::Request<super::ListNodesRequest>,
@@ -2601,6 +2766,97 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetJoinTokensSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/RotateNetworkKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateNetworkKeySvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::RotateNetworkKeyRequest>
+                    for RotateNetworkKeySvc<T> {
+                        type Response = super::NetworkKeyProgress;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateNetworkKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::rotate_network_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateNetworkKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.v1.Control/GetNetworkKeyProgress" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetNetworkKeyProgressSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::GetNetworkKeyProgressRequest>
+                    for GetNetworkKeyProgressSvc<T> {
+                        type Response = super::NetworkKeyProgress;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetNetworkKeyProgressRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::get_network_key_progress(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetNetworkKeyProgressSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -3493,6 +3749,26 @@ pub struct OwnPart {
     pub number: u32,
     #[prost(uint32, tag = "3")]
     pub data_path_port: u32,
+    #[prost(message, optional, tag = "4")]
+    pub encryption: ::core::option::Option<OwnEncryption>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OwnEncryption {
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+    /// two, UDP
+    #[prost(uint32, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "3")]
+    pub keepalive: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerEncryption {
+    /// public ones of 32 bytes, by generation
+    #[prost(btree_map = "uint32, bytes", tag = "1")]
+    pub keys: ::prost::alloc::collections::BTreeMap<u32, ::prost::bytes::Bytes>,
+    #[prost(uint32, tag = "2")]
+    pub sends_with: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemovedPart {
@@ -3534,8 +3810,10 @@ pub struct NetworkPart {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(string, tag = "11")]
+    pub config_from: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerPart {
     #[prost(bytes = "bytes", tag = "1")]
     pub network: ::prost::bytes::Bytes,
@@ -3550,6 +3828,8 @@ pub struct PeerPart {
     /// 0: as the network's
     #[prost(uint32, tag = "6")]
     pub mtu: u32,
+    #[prost(message, optional, tag = "7")]
+    pub encryption: ::core::option::Option<PeerEncryption>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServicePart {
@@ -3762,7 +4042,7 @@ pub struct NetworkCheck {
     #[prost(string, repeated, tag = "4")]
     pub strangers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PathCheck {
     /// the peer
     #[prost(bytes = "bytes", tag = "1")]
@@ -3779,6 +4059,9 @@ pub struct PathCheck {
     /// and of the largest that does
     #[prost(uint32, tag = "6")]
     pub passes: u32,
+    /// on an encrypted network
+    #[prost(message, optional, tag = "7")]
+    pub tunnel: ::core::option::Option<TunnelCheck>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusReport {
@@ -4629,6 +4912,9 @@ pub struct GetRootRequest {}
 pub struct GetRootResponse {
     #[prost(string, tag = "1")]
     pub certificate: ::prost::alloc::string::String,
+    /// That every node of the cluster must have free: a node that joins looks before it is taken in.
+    #[prost(uint32, repeated, tag = "2")]
+    pub udp_ports: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueRequest {
@@ -5787,6 +6073,11 @@ pub struct InfoResponse {
     pub address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "25")]
     pub address_pool_mask: u32,
+    #[prost(uint32, repeated, tag = "26")]
+    pub encryption_ports: ::prost::alloc::vec::Vec<u32>,
+    /// where metrics are served; empty: nowhere
+    #[prost(string, tag = "27")]
+    pub metrics_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InitRequest {
@@ -5809,6 +6100,9 @@ pub struct InitRequest {
     /// unset fields: defaults
     #[prost(message, optional, tag = "8")]
     pub spec: ::core::option::Option<ClusterSpec>,
+    /// two, UDP; none: 4793, 4794
+    #[prost(uint32, repeated, tag = "9")]
+    pub encryption_ports: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InitResponse {
@@ -5870,9 +6164,25 @@ pub struct NodeNetworkView {
     pub vni: u32,
     #[prost(uint32, tag = "5")]
     pub mtu: u32,
-    /// in answers to GetNetwork
+    /// In answers to GetNetwork.
     #[prost(message, repeated, tag = "6")]
     pub containers: ::prost::alloc::vec::Vec<NetworkContainer>,
+    /// of one that is encrypted
+    #[prost(message, repeated, tag = "7")]
+    pub tunnels: ::prost::alloc::vec::Vec<NetworkTunnel>,
+}
+/// The tunnel from this node to another one of the network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkTunnel {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// of its data path
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub tunnel: ::core::option::Option<TunnelCheck>,
 }
 /// One container of this node on one network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -11,9 +11,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use base::Id;
-use network::{DataPath, NetworkOptions};
+use network::{DataPath, EncryptionMode, NetworkOptions};
 use nix::sched::{CloneFlags, setns, unshare};
-use types::{DirectoryUpdate, NetworkDriver, NetworkPart, OwnPart, PeerPart};
+use types::{DirectoryUpdate, NetworkDriver, NetworkPart, OwnEncryption, OwnPart, PeerPart};
 
 /// The wire, 192.0.2.0/24.
 pub(crate) struct Rig {
@@ -61,6 +61,7 @@ impl Host {
             instance_id: format!("bench{number}"),
             subnet: None,
             address: Some(host_address(number)),
+            encryption: EncryptionMode::Auto,
         };
         let back = File::open(OWN_NAMESPACE)?;
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
@@ -80,6 +81,7 @@ impl Host {
                 number,
                 address: host_address(number),
                 mtu: 0,
+                encryption: None,
             })
         });
         DirectoryUpdate {
@@ -88,6 +90,7 @@ impl Host {
                 node: id(u128::from(self.number)),
                 number: self.number,
                 data_path_port: 4789,
+                encryption: OwnEncryption::default(),
             }),
             networks: networks.to_vec(),
             peers: peers.collect(),
@@ -111,6 +114,7 @@ pub(crate) fn network_part(number: u8) -> NetworkPart {
         encrypted: false,
         subnets: net.parse().map(|net| vec![(net, gateway.into())]).unwrap_or_default(),
         options: Default::default(),
+        config_from: String::new(),
     }
 }
 

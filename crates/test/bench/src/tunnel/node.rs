@@ -31,18 +31,38 @@ pub(super) struct Node {
     kind: Kind,
     pub(super) link: String,
     number: u8,
-    /// Of a key that is made from the number.
+    generation: u8,
+    /// Made from both numbers.
     key: PrivateKey,
 }
 
 impl Node {
-    /// In `host`, with its device in `inside`; of the peer's the two must be one.
+    /// In `host`, with its device in `inside`; of the peer's the two must be one. All addresses of
+    /// the tunnel are led to it.
     pub(super) fn start(kind: &Kind, host: &Space, inside: &Space, number: u8) -> Result<Self> {
-        let link = format!("tb{number}x{}", std::process::id());
+        let node = Self::start_generation(kind, host, inside, number, 0)?;
+        inside.run(&format!("ip addr add {}/32 dev lo", inner(number)))?;
+        inside.run(&format!(
+            "ip route add 10.99.0.0/24 dev {} src {}",
+            node.link,
+            inner(number)
+        ))?;
+        Ok(node)
+    }
+
+    /// The same with another key, beside what is there; nothing is led to it.
+    pub(super) fn start_generation(
+        kind: &Kind,
+        host: &Space,
+        inside: &Space,
+        number: u8,
+        generation: u8,
+    ) -> Result<Self> {
+        let link = format!("tb{number}g{generation}x{}", std::process::id());
         let mut command = match kind {
             Kind::Ours => {
                 let mut command = Command::new(std::env::current_exe()?);
-                let node = format!("{number},{link},{}", inside.path());
+                let node = format!("{number},{generation},{link},{}", inside.path());
                 command.args(["--tunnel-node", &node]);
                 command.stdin(Stdio::piped()).stdout(Stdio::piped());
                 command
@@ -55,31 +75,26 @@ impl Node {
             }
         };
         let child = host.enter(move || command.spawn().context("a daemon does not start"))?;
-        let key = PrivateKey::from_bytes([number; 32]);
-        let mut node = Self { child, kind: kind.clone(), link, number, key };
+        let key = key(number, generation);
+        let mut node = Self { child, kind: kind.clone(), link, number, generation, key };
         match kind {
             Kind::Ours => node.expect_line()?,
             Kind::Peer(_) => {
                 let path = node.control();
                 await_that("the peer's socket", || UnixStream::connect(&path).is_ok())?;
                 let secret: String = node.key.to_bytes().iter().map(hex).collect();
-                node.tell(&format!("private_key={secret}\nlisten_port={PORT}\n"))?;
+                let port = port(generation);
+                node.tell(&format!("private_key={secret}\nlisten_port={port}\n"))?;
             }
         }
-        inside.run(&format!("ip addr add {}/32 dev lo", inner(number)))?;
         inside.run(&format!("ip link set {} mtu {MTU} txqueuelen 10000 up", node.link))?;
-        inside.run(&format!(
-            "ip route add 10.99.0.0/24 dev {} src {}",
-            node.link,
-            inner(number)
-        ))?;
         Ok(node)
     }
 
     /// Makes another node its only peer.
     pub(super) fn add_peer(&mut self, other: u8) -> Result<()> {
-        let public = PrivateKey::from_bytes([other; 32]).public();
-        let endpoint = SocketAddr::from(([192, 0, 2, other], PORT));
+        let public = key(other, self.generation).public();
+        let endpoint = SocketAddr::from(([192, 0, 2, other], port(self.generation)));
         if let Kind::Peer(_) = self.kind {
             let public: String = public.as_bytes().iter().map(hex).collect();
             return self.tell(&format!(
@@ -87,7 +102,12 @@ impl Node {
                 inner(other)
             ));
         }
-        self.order(&format!("{public} {endpoint} {}\n", inner(other)))
+        self.order(&format!("{public} {endpoint} {}\n\n", inner(other)))
+    }
+
+    /// Waits until packets can be sent to all peers at once; of ours only.
+    pub(super) fn await_sessions(&mut self) -> Result<()> {
+        self.order("sessions\n")
     }
 
     /// Peers of which it is not known where they are.
@@ -101,13 +121,13 @@ impl Node {
             format!("{public} - {address}\n")
         };
         let lines: String = (0..count).map(line).collect();
-        self.order(&lines)
+        self.order(&format!("{lines}\n"))
     }
 
     /// Lines for our daemon, which answers when it has done what they say.
     fn order(&mut self, lines: &str) -> Result<()> {
         let input = self.child.stdin.as_mut().context("the daemon has no input")?;
-        input.write_all(format!("{lines}\n").as_bytes())?;
+        input.write_all(lines.as_bytes())?;
         self.expect_line()
     }
 
@@ -163,21 +183,21 @@ impl Drop for Node {
     }
 }
 
-/// Our daemon: `NUMBER,LINK,NAMESPACE`; a line `KEY ENDPOINT ADDRESS` for each peer, and an empty
-/// one that makes those since the last the peers.
+/// Our daemon: `NUMBER,GENERATION,LINK,NAMESPACE`; a line `KEY ENDPOINT ADDRESS` for each peer, an
+/// empty one that makes those since the last the peers, and `sessions` to wait for theirs.
 pub fn run(arguments: &str) -> Result<()> {
-    let mut words = arguments.splitn(3, ',');
-    let mut word = || words.next().context("NUMBER,LINK,NAMESPACE");
-    let (number, link, space) = (word()?.parse::<u8>()?, word()?.to_owned(), word()?.to_owned());
+    let mut words = arguments.splitn(4, ',');
+    let mut word = || words.next().context("NUMBER,GENERATION,LINK,NAMESPACE");
+    let (number, generation) = (word()?.parse()?, word()?.parse()?);
+    let (link, space) = (word()?.to_owned(), word()?.to_owned());
     let opened = std::thread::spawn(move || -> Result<Tun> {
         setns(std::fs::File::open(space)?, CloneFlags::CLONE_NEWNET)?;
         Ok(Tun::open(&link, Lifetime::Temporary, Offload::Tunnel)?)
     });
     let tun = opened.join().map_err(|_| anyhow::anyhow!("the device's thread panicked"))??;
-    let socket = Socket::open(([0, 0, 0, 0], PORT).into())?;
+    let socket = Socket::open(([0, 0, 0, 0], port(generation)).into())?;
     let options = EngineOptions { address: inner(number), handshakes_per_second: 2000 };
-    let key = PrivateKey::from_bytes([number; 32]);
-    let engine = Engine::start(&key, tun, socket, options)?;
+    let engine = Engine::start(&key(number, generation), tun, socket, options)?;
     println!("done");
     let mut peers = Vec::new();
     for line in std::io::stdin().lock().lines() {
@@ -186,6 +206,12 @@ pub fn run(arguments: &str) -> Result<()> {
             engine.set_peers(&peers)?;
             println!("done");
             peers.clear();
+            continue;
+        }
+        if line == "sessions" {
+            let have_sessions = || engine.observe().peers.iter().all(|peer| peer.has_session);
+            await_that("sessions with all peers", have_sessions)?;
+            println!("done");
             continue;
         }
         peers.push(parse_peer(&line).with_context(|| format!("not a peer: `{line}`"))?);
@@ -198,6 +224,16 @@ fn parse_peer(line: &str) -> Option<PeerConfig> {
     let key: PublicKey = words.next()?.parse().ok()?;
     let endpoint = words.next()?.parse().ok();
     Some(PeerConfig { key, endpoint, address: words.next()?.parse().ok()?, keepalive: None })
+}
+
+fn key(number: u8, generation: u8) -> PrivateKey {
+    let mut bytes = [number; 32];
+    bytes[1] = generation;
+    PrivateKey::from_bytes(bytes)
+}
+
+fn port(generation: u8) -> u16 {
+    PORT + u16::from(generation)
 }
 
 fn hex(byte: &u8) -> String {

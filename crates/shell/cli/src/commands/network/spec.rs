@@ -45,6 +45,8 @@ pub(super) fn of(args: &Create) -> Result<(NetworkSpec, Side), CliError> {
         ipv6: args.ipv6,
         ipam: pools(args)?,
         options: args.opt.iter().cloned().collect(),
+        config_only: args.config_only,
+        config_from: args.config_from.clone().unwrap_or_default(),
     };
     Ok((spec, side))
 }
@@ -119,7 +121,8 @@ mod tests {
             ("-d overlay back", "overlay", Side::Cluster),
             ("-d macvlan -o parent=eth0 lan", "macvlan", Side::Node),
             ("-d ipvlan --scope local lan", "ipvlan", Side::Node),
-            ("-d macvlan --scope swarm lan", "macvlan", Side::Cluster),
+            ("-d macvlan --scope swarm --config-from c lan", "macvlan", Side::Cluster),
+            ("--config-only --subnet 10.7.0.0/24 -o parent=eth0 c", "bridge", Side::Node),
         ] {
             let (spec, found) = made(line).unwrap();
             assert_eq!((spec.driver.name(), found), (driver, side), "{line}");
