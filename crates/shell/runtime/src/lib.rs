@@ -21,6 +21,7 @@ mod logs;
 mod operate;
 pub mod seccomp;
 mod spec;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -78,6 +79,7 @@ struct Inner {
     cgroups: Cgroups,
     boot_id: String,
     store: Arc<ImageStore>,
+    sweeping: sweep::Turns,
     containers: RwLock<BTreeMap<String, Arc<Container>>>,
     /// Compiled filters by capabilities.
     filters: Mutex<BTreeMap<u64, PathBuf>>,
@@ -164,6 +166,7 @@ impl Inner {
             cgroups,
             boot_id,
             store,
+            sweeping: sweep::Turns::default(),
             containers: RwLock::default(),
             filters: Mutex::default(),
         })
@@ -312,9 +315,13 @@ impl Runtime for ContainerRuntime {
 
     async fn create(&self, config: &ContainerConfig) -> Result<(), RuntimeError> {
         // Until the container holds its layers nobody may sweep them.
-        let _kept = self.inner.store.sweep_lock.read().await;
+        let kept = sweep::keep_layers(&self.inner).await;
         let (inner, config) = (Arc::clone(&self.inner), config.clone());
-        blocking("create the container", move || create::create(&inner, &config)).await
+        blocking("create the container", move || {
+            let _kept = kept;
+            create::create(&inner, &config)
+        })
+        .await
     }
 
     async fn start(&self, id: &str) -> Result<(), RuntimeError> {

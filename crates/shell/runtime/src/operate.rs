@@ -22,6 +22,7 @@ use crate::container::{Container, Phase};
 use crate::fail::{blocking, io_failed, refused};
 use crate::image::{archive, pull};
 use crate::logs::{FOLLOW_PERIOD, LogReader};
+use crate::sweep::{keep_layers, sweep_later};
 
 /// Returns once the program has been executed.
 pub(crate) async fn start(
@@ -184,7 +185,7 @@ pub(crate) fn pull_image(
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
         let result = {
-            let _kept = inner.store.sweep_lock.read().await;
+            let _kept = keep_layers(&inner).await;
             let pull = pull::pull(
                 &inner.store,
                 &reference,
@@ -226,7 +227,7 @@ async fn load(
     mut stream: BoxStream<std::io::Result<Bytes>>,
     sender: &mpsc::Sender<Result<PullItem, RuntimeError>>,
 ) -> Result<(), RuntimeError> {
-    let _kept = inner.store.sweep_lock.read().await;
+    let _kept = keep_layers(inner).await;
     let dir = inner.store.ingest_path()?;
     let path = dir.join("archive");
     let step = io_failed("receive the archive", &path);
@@ -279,20 +280,6 @@ pub(crate) async fn remove_image(
     .await?;
     sweep_later(inner);
     Ok(lines)
-}
-
-/// Deletes layers and directories that nobody needs, unless images are being added: then whoever
-/// adds them does it at the end.
-fn sweep_later(inner: &Arc<Inner>) {
-    let inner = Arc::clone(inner);
-    tokio::task::spawn_blocking(move || {
-        if let Ok(_alone) = inner.store.sweep_lock.try_write()
-            && let Err(error) = inner.store.sweep(&inner.held_layers())
-        {
-            tracing::warn!(%error, "unused layers stay");
-        }
-        inner.store.empty_trash();
-    });
 }
 
 fn receiver_stream<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> BoxStream<T> {

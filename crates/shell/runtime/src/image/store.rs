@@ -31,8 +31,6 @@ pub(crate) struct ImageStore {
     changes: Mutex<()>,
     /// One at a time may unpack a given layer; the others find it done.
     layer_turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// Held for reading while layers are collected that no record names yet.
-    pub(crate) sweep_lock: tokio::sync::RwLock<()>,
     next: AtomicU64,
 }
 
@@ -68,7 +66,6 @@ impl ImageStore {
             known: Mutex::new(known),
             changes: Mutex::new(()),
             layer_turns: Mutex::new(BTreeMap::new()),
-            sweep_lock: tokio::sync::RwLock::new(()),
             next: AtomicU64::new(0),
         };
         store.sweep_unrecorded()?;
@@ -254,8 +251,8 @@ impl ImageStore {
         Ok(lines)
     }
 
-    /// Moves layers out of the way that neither an image nor `held` names. The caller holds
-    /// `sweep_lock` for writing. Returns whether there is now something in the trash.
+    /// Moves layers out of the way that neither an image nor `held` names. Meanwhile nobody may
+    /// collect layers that no record names yet. Returns whether there is now something in the trash.
     pub(crate) fn sweep(&self, held: &BTreeSet<String>) -> Result<bool, RuntimeError> {
         let _change = self.change();
         let mut known = self.known();
