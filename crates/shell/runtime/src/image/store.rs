@@ -252,7 +252,7 @@ impl ImageStore {
     }
 
     /// Moves layers out of the way that neither an image nor `held` names. Meanwhile nobody may
-    /// collect layers that no record names yet. Returns whether there is now something in the trash.
+    /// collect layers that no record names yet. Returns whether something is in the trash now.
     pub(crate) fn sweep(&self, held: &BTreeSet<String>) -> Result<bool, RuntimeError> {
         let _change = self.change();
         let mut known = self.known();
