@@ -131,7 +131,7 @@ fn a_forged_source_and_a_forged_node_are_dropped() {
         })
         .unwrap();
         let hears = || heard.recv_from(&mut [0; 64]).is_ok();
-        let frame = frame(1, 2);
+        let frame = frame(1, 2, Ipv4Addr::new(10, 0, 1, 10), Ipv4Addr::new(10, 0, 1, 12));
         let packet = vxlan(4097, &frame);
         let to = lab.hosts[1].address;
         // From a node of the network it arrives, so the packet is a good one.
@@ -314,28 +314,6 @@ fn send_udp(from: &std::os::fd::OwnedFd, bytes: &[u8], to: (IpAddr, u16)) {
         socket.send_to(&bytes, to).map(drop)
     })
     .unwrap();
-}
-
-/// An Ethernet frame between two nodes: a datagram from 10.0.1.10 to port 9 of 10.0.1.12.
-fn frame(from: u32, to: u32) -> Vec<u8> {
-    let mut frame = netplan::node_hardware(to).to_vec();
-    frame.extend(netplan::node_hardware(from));
-    frame.extend([8, 0]);
-    let mut ip = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 1, 10, 10, 0, 1, 12];
-    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(ip);
-    // Without a checksum, as UDP allows it.
-    frame.extend([0x30, 0x39, 0, 9, 0, 9, 0, 0, b'x']);
-    frame
-}
-
-fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
-    let [_, a, b, c] = vni.to_be_bytes();
-    let mut packet = vec![8, 0, 0, 0, a, b, c, 0];
-    packet.extend(frame);
-    packet
 }
 
 #[test]
