@@ -23,14 +23,14 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Looks now, unless that is somebody else's turn: then they look again after it.
-    fn ask(&self, look: impl FnMut()) {
+    /// Whoever asks tries to look afterwards: nobody else may be at it.
+    fn ask(&self) {
         self.due.store(true, Ordering::SeqCst);
-        self.look_if_due(look);
     }
 
-    /// The holder's end and the next question cross without a gap: a question sets `due` before it
-    /// tries the lock, and `due` is read again after each time the lock was given back.
+    /// Looks, unless that is somebody else's turn: then they look again after it. The holder's end
+    /// and the next question cross without a gap: a question sets `due` before it tries the lock,
+    /// and `due` is read again after each time the lock was given back.
     fn look_if_due(&self, mut look: impl FnMut()) {
         while self.due.load(Ordering::SeqCst)
             && let Ok(_alone) = self.lock.try_write()
@@ -58,23 +58,24 @@ pub(crate) async fn keep_layers(inner: &Arc<Inner>) -> LayersKept {
 impl Drop for LayersKept {
     fn drop(&mut self) {
         self.guard = None;
-        let (inner, turns) = (Arc::clone(&self.inner), &self.inner.sweeping);
-        if turns.due.load(Ordering::SeqCst)
-            && let Ok(handle) = tokio::runtime::Handle::try_current()
-        {
-            handle.spawn_blocking(move || {
-                inner.sweeping.look_if_due(|| sweep(&inner));
-                inner.store.empty_trash();
-            });
+        if self.inner.sweeping.due.load(Ordering::SeqCst) {
+            look_later(&self.inner);
         }
     }
 }
 
 /// Deletes layers and directories that nobody needs, at the latest when nobody adds any.
 pub(crate) fn sweep_later(inner: &Arc<Inner>) {
+    inner.sweeping.ask();
+    look_later(inner);
+}
+
+/// Not when tokio has gone: a creation's thread may end after it.
+fn look_later(inner: &Arc<Inner>) {
+    let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
     let inner = Arc::clone(inner);
-    tokio::task::spawn_blocking(move || {
-        inner.sweeping.ask(|| sweep(&inner));
+    handle.spawn_blocking(move || {
+        inner.sweeping.look_if_due(|| sweep(&inner));
         inner.store.empty_trash();
     });
 }
@@ -93,10 +94,12 @@ mod tests {
     fn who_asks_during_a_look_is_followed_by_another() {
         let turns = Turns::default();
         let mut looks = 0;
-        turns.ask(|| {
+        turns.ask();
+        turns.look_if_due(|| {
             looks += 1;
             if looks == 1 {
-                turns.ask(|| unreachable!("it is another's turn"));
+                turns.ask();
+                turns.look_if_due(|| unreachable!("it is another's turn"));
             }
         });
         assert_eq!(looks, 2);
@@ -106,7 +109,8 @@ mod tests {
     fn who_asks_while_layers_are_collected_is_not_forgotten() {
         let turns = Turns::default();
         let kept = Arc::clone(&turns.lock).try_read_owned().unwrap();
-        turns.ask(|| unreachable!("layers are being collected"));
+        turns.ask();
+        turns.look_if_due(|| unreachable!("layers are being collected"));
         drop(kept);
         let mut looks = 0;
         turns.look_if_due(|| looks += 1);
@@ -124,7 +128,8 @@ mod tests {
                 for _ in 0..4 {
                     scope.spawn(|| {
                         asked.fetch_add(1, Ordering::SeqCst);
-                        turns.ask(|| {
+                        turns.ask();
+                        turns.look_if_due(|| {
                             seen.store(true, Ordering::SeqCst);
                             seen_up_to.fetch_max(asked.load(Ordering::SeqCst), Ordering::SeqCst);
                         });
