@@ -13,7 +13,6 @@ mod suspicion;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +24,7 @@ use netd::Forward;
 use network::{DataPath, LocalContainer, LocalLink};
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use types::{
     Condition, ConditionCode, DirectoryUpdate, DnsConfig, Fault, NetworkCheck, NetworkId,
     NetworkPart, PortBinding, PortProtocol,
@@ -89,6 +88,7 @@ impl NodeNetwork {
             subnet: None,
             address: None,
             encryption: config.encryption,
+            resolver_port: netd::RESOLVER_PORT,
         })
         .await
         .context("network")?;
@@ -322,47 +322,60 @@ impl NodeNetwork {
             step: "make the node's part of a network",
             problem: fault.message,
         })?;
-        let mut attached = self.path.attach(wanted).await?;
-        let alone = [NetworkId::HOST, NetworkId::NONE];
-        if !wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
-            attached.resolv_conf = Some(self.serve(wanted, &attached.netns).await?);
+        // Names are served while links are laid.
+        let (begun, container) = oneshot::channel();
+        let served = async {
+            let (container, host) = tokio::join!(container, host_resolvers());
+            // Without one the attachment has failed.
+            let Ok(container) = container else { return Ok(None) };
+            let alone = [NetworkId::HOST, NetworkId::NONE];
+            if wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
+                return Ok(None);
+            }
+            let port = self.serve(&wanted.id, &container, &host).await?;
+            Ok::<_, RuntimeError>(Some((port, netd::resolv_conf(&host, &wanted.dns))))
+        };
+        let (attached, served) = tokio::join!(self.path.attach_telling(wanted, begun), served);
+        let mut attached = attached?;
+        if let Some((port, text)) = served? {
+            self.path.set_resolver(&wanted.id, port).await?;
+            attached.resolv_conf = Some(text);
         }
         self.tell_names_of(&wanted.id).await;
         Ok(attached)
     }
 
-    /// Serves the container's names; gives its `resolv.conf`.
-    async fn serve(&self, wanted: &ContainerNetwork, netns: &Path) -> Result<String, RuntimeError> {
-        let host = host_resolvers().await;
-        self.serve_as(&wanted.id, netns, &host).await?;
-        Ok(netd::resolv_conf(&host, &wanted.dns))
-    }
-
-    /// The same for one whose networks have changed.
+    /// Serves the names of one whose networks have changed.
     async fn serve_again(&self, id: &str) -> Result<(), RuntimeError> {
-        let netns = self.path.netns(id);
-        self.serve_as(id, &netns, &host_resolvers().await).await
-    }
-
-    async fn serve_as(&self, id: &str, netns: &Path, host: &str) -> Result<(), RuntimeError> {
         let Some(container) = self.path.container(id) else {
             return Err(RuntimeError::NoContainer { id: id.to_owned() });
         };
+        let port = self.serve(id, &container, &host_resolvers().await).await?;
+        self.path.set_resolver(id, port).await
+    }
+
+    /// Serves the container's names; answers on which port.
+    async fn serve(
+        &self,
+        id: &str,
+        container: &LocalContainer,
+        host: &str,
+    ) -> Result<u16, RuntimeError> {
         let nameservers = container.nameservers.clone();
-        let is_closed = self.without_a_way_out(&container);
+        let is_closed = self.without_a_way_out(container);
         let forward = match is_closed {
             true => Forward::None,
             false => Forward::choose(host, &DnsConfig { nameservers, ..DnsConfig::default() }),
         };
         let served = netd::Container {
             id: id.to_owned(),
-            netns: netns.to_path_buf(),
-            networks: networks_of(&container).collect(),
+            netns: self.path.netns(id),
+            networks: networks_of(container).collect(),
             forward,
         };
         let port = self.names.serve(served).await.map_err(|error| failed("serve names", &error))?;
         self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), is_closed);
-        self.path.set_resolver(id, port).await
+        Ok(port)
     }
 }
 

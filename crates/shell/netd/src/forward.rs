@@ -86,7 +86,7 @@ async fn ask_server(
         Origin::Host => open()?,
         Origin::Container => {
             let netns = site.container.borrow().netns.clone();
-            shared.spaces.run(&netns, open).await?
+            shared.spaces.visit(&netns, open)?
         }
     };
     let mut sent = query.bytes.to_vec();

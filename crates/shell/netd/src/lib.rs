@@ -44,7 +44,7 @@ use types::NetworkId;
 
 pub use client::{Client, ClientError, Options, Ports, Status};
 pub use counters::Counters;
-pub use resolv::{RESOLVER, resolv_conf};
+pub use resolv::{RESOLVER, RESOLVER_PORT, resolv_conf};
 pub use tunnels::{Tunnel, TunnelPeer, TunnelPeerStatus, TunnelStatus, TunnelTraffic};
 
 /// First argument that makes the binary netd.

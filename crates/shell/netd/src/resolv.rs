@@ -14,6 +14,10 @@ use crate::{Forward, Origin, Upstream};
 /// Where a container's questions go.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
+/// Where the resolver itself listens, unless somebody in the container does. Above those that the
+/// kernel gives out, and nobody's (RFC 6335, section 6).
+pub const RESOLVER_PORT: u16 = 61_053;
+
 /// The text of a container's `resolv.conf`, given the host's.
 #[must_use]
 pub fn resolv_conf(host: &str, dns: &DnsConfig) -> String {

@@ -347,7 +347,7 @@ impl State {
             },
         };
         self.release(&id).await;
-        match Served::begin(shared, container).await {
+        match Served::begin(shared, container) {
             Ok(served) => {
                 let port = served.port();
                 self.served.insert(id, served);

@@ -27,6 +27,7 @@ use crate::counters::{Counting, count};
 use crate::datagrams::{Batch, QUESTION_BYTES_MAX, Said};
 use crate::forward;
 use crate::query::{Code, Malformed, Query, refuse_malformed};
+use crate::resolv::RESOLVER_PORT;
 use crate::resolve::{Records, Scratch, Verdict};
 use crate::spaces::{SpaceId, Spaces, space_id};
 use crate::{Container, Forward, Origin};
@@ -163,9 +164,9 @@ enum Reply {
 
 impl Served {
     /// Opens the sockets and begins to answer.
-    pub(crate) async fn begin(shared: &Rc<Shared>, container: Container) -> io::Result<Self> {
+    pub(crate) fn begin(shared: &Rc<Shared>, container: Container) -> io::Result<Self> {
         let space = space_id(&container.netns)?;
-        let (udp, tcp, port) = shared.spaces.run(&container.netns, open_pair).await?;
+        let (udp, tcp, port) = shared.spaces.visit(&container.netns, open_pair)?;
         let udp = UdpSocket::from_std(udp.into())?;
         let tcp = TcpListener::from_std(tcp.into())?;
         let site = Rc::new(Site {
@@ -230,23 +231,25 @@ fn servers_of(shared: &Shared, container: &Container) -> u64 {
     hasher.finish()
 }
 
-/// Two sockets with one port, chosen by the kernel for the first.
+/// Two sockets with one port: the usual one, or else one that the kernel chooses for the first.
 fn open_pair() -> io::Result<(OwnedFd, OwnedFd, u16)> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..PAIR_ATTEMPTS {
-        let udp = open(SockType::Datagram, 0)?;
-        let port = getsockname::<SockaddrIn>(udp.as_raw_fd())?.port();
-        match open(SockType::Stream, port) {
-            Ok(tcp) => {
-                listen(&tcp, Backlog::new(BACKLOG)?)?;
-                return Ok((udp, tcp, port));
-            }
-            // Somebody in the container has it.
+    for port in std::iter::once(RESOLVER_PORT).chain([0; PAIR_ATTEMPTS]) {
+        match open_both(port) {
+            // Somebody in the container has it, or a netd that this one replaces.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
-            Err(error) => return Err(error),
+            result => return result,
         }
     }
     Err(last)
+}
+
+fn open_both(port: u16) -> io::Result<(OwnedFd, OwnedFd, u16)> {
+    let udp = open(SockType::Datagram, port)?;
+    let port = getsockname::<SockaddrIn>(udp.as_raw_fd())?.port();
+    let tcp = open(SockType::Stream, port)?;
+    listen(&tcp, Backlog::new(BACKLOG)?)?;
+    Ok((udp, tcp, port))
 }
 
 fn open(kind: SockType, port: u16) -> io::Result<OwnedFd> {

@@ -1,6 +1,6 @@
 //! Work inside other network namespaces.
 //!
-//! Owns: the one thread that enters them, and goes home after each piece of work.
+//! Owns: going there and home again, for work that never waits here, for other work in a thread.
 //! Does not know: what is opened there.
 //! Invariant: work never runs in a namespace other than the one asked for: a thread that cannot
 //! go home ends the process, which is started again.
@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(crate) struct Spaces {
     jobs: SyncSender<Job>,
+    home: File,
 }
 
 /// Which namespace it is, whatever path leads to it.
@@ -32,12 +33,24 @@ impl Spaces {
     pub(crate) fn start() -> io::Result<Self> {
         let (jobs, receiver) = sync_channel(JOBS_MAX);
         let home = File::open(OWN_NAMESPACE)?;
+        let there = home.try_clone()?;
         // It ends with the last sender, that is with the process.
         std::thread::Builder::new()
             .name("netns".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || serve(&receiver, &home))?;
-        Ok(Self { jobs })
+            .spawn(move || serve(&receiver, &there))?;
+        Ok(Self { jobs, home })
+    }
+
+    /// Does in the namespace that `netns` leads to what takes no longer than opening a socket, on
+    /// the calling thread.
+    pub(crate) fn visit<T>(
+        &self,
+        netns: &Path,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let _way_back = WayBack(&self.home);
+        enter(netns).and_then(|()| work())
     }
 
     /// Runs `work` in the namespace that `netns` leads to.
@@ -62,10 +75,21 @@ impl Spaces {
 
 fn serve(jobs: &Receiver<Job>, home: &File) {
     while let Ok(Job { netns, work }) = jobs.recv() {
-        let entered = File::open(netns)
-            .and_then(|file| setns(&file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
-        work(entered);
-        if let Err(error) = setns(home, CloneFlags::CLONE_NEWNET) {
+        let _way_back = WayBack(home);
+        work(enter(&netns));
+    }
+}
+
+fn enter(netns: &Path) -> io::Result<()> {
+    Ok(setns(&File::open(netns)?, CloneFlags::CLONE_NEWNET)?)
+}
+
+/// Taken also when work panics.
+struct WayBack<'a>(&'a File);
+
+impl Drop for WayBack<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
             eprintln!("shoal netd: cannot leave a container's network namespace: {error}");
             std::process::exit(1);
         }
@@ -80,6 +104,6 @@ pub(crate) fn space_id(netns: &Path) -> io::Result<SpaceId> {
 
 /// The calling thread's, not the process's.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
-/// As many as questions may be passed on at a time, and some containers.
-const JOBS_MAX: usize = 2_048;
+/// Of tunnels: few, and each waits for its last one.
+const JOBS_MAX: usize = 64;
 const STACK_BYTES: usize = 128 * 1024;

@@ -10,25 +10,45 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use netplan::{
-    AskedBy, GATEWAY_HARDWARE, HostPortPlan, LocalContainer, LocalLink, Scope, Wanted, link,
-    task_hardware,
+    AskedBy, HostPortPlan, LocalContainer, LocalLink, Scope, Wanted, link, task_hardware,
 };
 use ports::network::{Attached, ContainerNetwork, HostPort};
 use types::{Attachment, LocalNetwork, NetworkDriver, NetworkId, PortProtocol};
 
-use crate::container::{self, Interface};
+use crate::container::{self, Connected, Interface};
 use crate::names::task_link;
 use crate::namespace::enter;
 use crate::node::Node;
-use crate::route::{self, PairEnd, V4, V6};
+use crate::pair::{self, Pair};
+use crate::route::{self, V4, V6};
 use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
-use crate::sysctl;
+use crate::spare::{Prepared, Spare, first_network};
 
 impl Node {
-    /// Connects a container, or mends what is connected.
-    pub(crate) fn attach(&mut self, wanted: &ContainerNetwork) -> io::Result<Attached> {
-        let container = self.plan_container(wanted)?;
+    /// Connects a container, or mends what is connected; `begun` is told what is being laid.
+    pub(crate) fn attach(
+        &mut self,
+        wanted: &ContainerNetwork,
+        begun: impl FnOnce(&LocalContainer),
+    ) -> io::Result<Attached> {
+        let attached = self.try_attach(wanted, begun);
+        self.replace_spares();
+        attached
+    }
+
+    fn try_attach(
+        &mut self,
+        wanted: &ContainerNetwork,
+        begun: impl FnOnce(&LocalContainer),
+    ) -> io::Result<Attached> {
+        for one in wanted.attachments.iter().chain(&wanted.connected) {
+            if !self.is_own(one.network) {
+                self.known_network(one.network)?;
+            }
+        }
+        let made = self.new_namespace(wanted)?;
+        let container = self.plan_container(wanted, made.as_ref().and_then(Spare::near))?;
         let known = self.planner.containers().get(&wanted.id).cloned();
         let mut gone = Vec::new();
         if let Some(known) = known.filter(|known| *known != container) {
@@ -39,13 +59,13 @@ impl Node {
             }
         }
         self.records.write(&wanted.id, &container)?;
-        let first = wanted.attachments.first().map(|a| a.network);
-        let made = self.ensure_namespace(&wanted.id, first)?;
+        self.ensure_namespace(wanted, made.as_ref())?;
+        begun(&container);
         // The links first: what leads to a container needs them.
         let changes = self.planner.attach(&wanted.id, container.clone());
         let connected = self.connect(&wanted.id, Lead::Elsewhere, made);
         self.carry_out(changes, &BTreeSet::new())?;
-        connected?;
+        connected?.settle(&container)?;
         self.cut(&wanted.id, &gone)?;
         Ok(Attached {
             netns: self.containers.path(&wanted.id),
@@ -55,8 +75,13 @@ impl Node {
         })
     }
 
-    /// What the container's links should be: those that it has, where they are as asked for.
-    fn plan_container(&mut self, wanted: &ContainerNetwork) -> io::Result<LocalContainer> {
+    /// What the container's links should be: those that it has, where they are as asked for; the
+    /// one to the mesh is `prepared` when there is such a one.
+    fn plan_container(
+        &mut self,
+        wanted: &ContainerNetwork,
+        prepared: Option<&str>,
+    ) -> io::Result<LocalContainer> {
         let known = self.planner.containers().get(&wanted.id).cloned().unwrap_or_default();
         let mut plan = LocalContainer {
             host_ports: self.choose_ports(wanted, &known)?,
@@ -64,23 +89,19 @@ impl Node {
             nameservers: wanted.dns.nameservers.clone(),
             ..LocalContainer::default()
         };
-        let first = wanted.attachments.first().map(|attachment| attachment.network);
-        if matches!(first, Some(NetworkId::HOST | NetworkId::NONE)) {
+        if matches!(first_network(wanted), Some(NetworkId::HOST | NetworkId::NONE)) {
             return Ok(plan);
         }
         let mut outward = wanted.attachments.is_empty();
-        let mut own_only = !wanted.attachments.is_empty();
         for attachment in &wanted.attachments {
-            let own = self.local.contains_key(&attachment.network);
-            outward |= !own && !self.known_network(attachment.network)?.internal;
-            own_only &= own;
+            outward |= !self.is_own(attachment.network)
+                && !self.known_network(attachment.network)?.internal;
             self.plan_link(&mut plan, &known, attachment, AskedBy::Service)?;
         }
         plan.outward = outward;
-        // Without ports, and with a way out of its own, it has no business with the mesh.
-        if !own_only || wanted.mesh.is_some() || !wanted.host_ports.is_empty() {
+        if self.is_on_mesh(wanted) {
             let before = known.links.iter().find(|end| end.network.is_none());
-            let mut mesh = self.plan_mesh_link(wanted, before)?;
+            let mut mesh = self.plan_mesh_link(wanted, before, prepared)?;
             mesh.interface = container::free_interface(&plan);
             plan.links.push(mesh);
         }
@@ -95,10 +116,21 @@ impl Node {
         });
         plan.links.extend(later);
         for attachment in &wanted.connected {
-            self.known_network(attachment.network)?;
             self.plan_link(&mut plan, &known, attachment, AskedBy::Managers)?;
         }
         Ok(plan)
+    }
+
+    /// Without ports, and with a way out of its own, it has no business there.
+    pub(crate) fn is_on_mesh(&self, wanted: &ContainerNetwork) -> bool {
+        let is_own = |one: &Attachment| self.is_own(one.network);
+        let own_only = !wanted.attachments.is_empty() && wanted.attachments.iter().all(is_own);
+        !own_only || wanted.mesh.is_some() || !wanted.host_ports.is_empty()
+    }
+
+    /// The node has it for itself, or no containers' links are on it.
+    fn is_own(&self, network: NetworkId) -> bool {
+        self.local.contains_key(&network) || matches!(network, NetworkId::HOST | NetworkId::NONE)
     }
 
     fn known_network(&self, network: NetworkId) -> io::Result<&types::NetworkPart> {
@@ -145,6 +177,7 @@ impl Node {
         &mut self,
         wanted: &ContainerNetwork,
         before: Option<&LocalLink>,
+        prepared: Option<&str>,
     ) -> io::Result<LocalLink> {
         let local = |address: &Ipv4Addr| self.links.v4.contains(address);
         let (v4, v6) = match (&wanted.mesh, before) {
@@ -160,6 +193,7 @@ impl Node {
             }
         };
         let link = match before {
+            _ if let Some(prepared) = prepared => prepared.to_owned(),
             Some(before) if (before.v4, before.v6) == (v4, v6) => before.link.clone(),
             _ => self.new_link(),
         };
@@ -240,51 +274,35 @@ impl Node {
         Err(io::Error::other("no free port of this node was found"))
     }
 
-    /// The namespace of a container; on the network of the host it is the host's. Answers one that
-    /// was made just now.
-    fn ensure_namespace(
-        &mut self,
-        id: &str,
-        first: Option<NetworkId>,
-    ) -> io::Result<Option<Space>> {
-        if self.containers.is_mounted(id) {
-            return Ok(None);
-        }
-        if first == Some(NetworkId::HOST) {
-            return self.containers.adopt(id, &self.namespace).map(|()| None);
-        }
-        self.containers.make(id, || {
-            sysctl::container();
-            let mut space = Space::open(Kind::Container)?;
-            space.route.request(route::set_up(LOOPBACK))?;
-            Ok(Some(space))
-        })
-    }
-
     /// Lays the links that are missing, and configures the container's ends. In a namespace that
     /// was `made` just now, there are none.
-    /// Answers how much of these differed.
     pub(crate) fn connect(
         &mut self,
         id: &str,
         lead: Lead,
-        made: Option<Space>,
-    ) -> io::Result<usize> {
-        let Some(container) = self.planner.containers().get(id).cloned() else { return Ok(0) };
-        if container.links.is_empty() {
-            return Ok(0);
-        }
+        made: Option<Spare>,
+    ) -> io::Result<Connected> {
+        let known = self.planner.containers().get(id).cloned();
+        let Some(container) = known.filter(|container| !container.links.is_empty()) else {
+            return Ok(Connected::default());
+        };
         let new = made.is_some();
-        let (mut inside, there) = match made {
-            Some(space) => (space, Vec::new()),
+        let (mut inside, namespace, there, prepared) = match made {
+            Some(Spare { inside, namespace, mesh, .. }) => (inside, namespace, Vec::new(), mesh),
             None => {
-                let mut space = self.containers.enter(id, || Space::open(Kind::Container))?;
-                let there = space.learn_links()?;
-                (space, there)
+                let namespace = self.containers.open_one(id)?;
+                let mut inside = enter(&namespace, || Space::open(Kind::Container))?;
+                let there = inside.learn_links()?;
+                (inside, namespace, there, None)
             }
         };
         let known = self.interfaces(&container);
-        let namespace = self.containers.open_one(id)?;
+        let alias = format!("{}/{id}", self.names.alias);
+        // First, for its name may be another link's.
+        let claimed = match prepared {
+            Some(prepared) => self.claim(&prepared, &known, &alias, &mut inside)?,
+            None => false,
+        };
         let mut laid = Vec::new();
         for (end, interface) in &known {
             let far = there.iter().find(|link| link.name == interface.name);
@@ -296,6 +314,10 @@ impl Node {
             }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
+            if claimed && scope == Scope::Mesh {
+                laid.push(*end);
+                continue;
+            }
             // One that is left of an earlier namespace is found when it is in the way.
             let near = if new { None } else { space.index_of(&end.link)? };
             if near.is_some() && far.is_some_and(|link| link.up) {
@@ -306,19 +328,11 @@ impl Node {
             } else if let Some(far) = far {
                 inside.route.batch(vec![route::delete_link(far.index)], route::ABSENT)?;
             }
-            lay(space, end, interface, &namespace, &format!("{}/{id}", self.names.alias))?;
+            Pair { end, interface, alias: &alias }.lay(space, &namespace)?;
             laid.push(*end);
         }
         if !laid.is_empty() {
-            let links = inside.learn_links()?.into_iter();
-            let ours = links.filter(|l| known.iter().any(|(_, i)| i.name == l.name));
-            inside.route.batch(ours.map(|link| route::set_up(link.index)).collect(), &[])?;
-            for end in &laid {
-                self.settle_carrier(end)?;
-            }
-            for end in laid.iter().filter(|_| lead == Lead::Here) {
-                self.settle_link(end)?;
-            }
+            self.set_up(&mut inside, &known, &laid, lead)?;
         }
         let interfaces: Vec<Interface> = known.into_iter().map(|(_, one)| one).collect();
         let state = if new {
@@ -328,7 +342,47 @@ impl Node {
         } else {
             Inside::Unknown
         };
-        self.configure(&mut inside, &interfaces, container.outward, state)
+        let differing = self.configure(&mut inside, &interfaces, container.outward, state)?;
+        Ok(Connected { differing, inside: (!laid.is_empty()).then_some(inside) })
+    }
+
+    /// Gives a container the link to the mesh that was prepared with its namespace, if it is there.
+    fn claim(
+        &mut self,
+        prepared: &Prepared,
+        known: &[(&LocalLink, Interface)],
+        alias: &str,
+        inside: &mut Space,
+    ) -> io::Result<bool> {
+        let is_it = |(end, _): &&(&LocalLink, Interface)| {
+            end.network.is_none() && end.link == prepared.near
+        };
+        let Some(space) = self.spaces.get_mut(&Scope::Mesh) else { return Ok(false) };
+        let Some((end, interface)) = known.iter().find(is_it) else { return Ok(false) };
+        Pair { end, interface, alias }.claim(space, inside, prepared.far)
+    }
+
+    /// Brings the container's ends up, and what leads to those that were laid.
+    fn set_up(
+        &mut self,
+        inside: &mut Space,
+        known: &[(&LocalLink, Interface)],
+        laid: &[&LocalLink],
+        lead: Lead,
+    ) -> io::Result<()> {
+        let links = inside.learn_links()?.into_iter();
+        let ours = links.filter_map(|link| {
+            let (end, interface) = known.iter().find(|(_, one)| one.name == link.name)?;
+            Some(pair::set_up(&link, end, interface))
+        });
+        inside.route.batch(ours.collect(), &[])?;
+        for end in laid {
+            self.settle_carrier(end)?;
+        }
+        for end in laid.iter().filter(|_| lead == Lead::Here) {
+            self.settle_link(end)?;
+        }
+        Ok(())
     }
 
     /// Our end was up before the other one. It drops what it should send until the kernel has seen
@@ -385,23 +439,24 @@ impl Node {
         state: Inside,
     ) -> io::Result<usize> {
         let (wanted, rules) = container::inside(interfaces, outward, self.v6_outwards);
+        if state == Inside::New {
+            let rules = rules.iter().map(add_source_rule).collect();
+            return inside.apply_after(rules, &container::additions(&wanted)).map(|()| 0);
+        }
         for family in [V4, V6] {
             let wanted: Vec<&SourceRule> =
                 rules.iter().filter(|rule| route::family_of(rule.source) == family).collect();
-            if state != Inside::Unknown && wanted.is_empty() {
+            if state == Inside::Empty && wanted.is_empty() {
                 continue;
             }
-            let there = match state {
-                Inside::New => Vec::new(),
-                Inside::Empty | Inside::Unknown => inside.route.source_rules(family)?,
-            };
+            let there = inside.route.source_rules(family)?;
             let gone = there.iter().filter(|rule| !wanted.contains(rule)).map(delete_source_rule);
             inside.route.batch(gone.collect(), route::ABSENT)?;
             let missing = wanted.iter().filter(|rule| !there.contains(rule));
             let missing = missing.map(|rule| add_source_rule(rule));
             inside.route.batch(missing.collect(), route::PRESENT)?;
         }
-        if state != Inside::Unknown {
+        if state == Inside::Empty {
             return inside.apply(&container::additions(&wanted)).map(|()| 0);
         }
         // What a container added itself is its own affair.
@@ -430,7 +485,7 @@ impl Node {
             self.compared.clone_from(id);
             if self.containers.is_mounted(id) {
                 match self.connect(id, Lead::Here, None) {
-                    Ok(differing) => count += differing,
+                    Ok(connected) => count += connected.differing,
                     Err(error) => result = result.and(Err(error)),
                 }
                 count += usize::from(self.repair_resolver(id)?);
@@ -461,7 +516,7 @@ impl Node {
     /// Takes a container out of everything.
     pub(crate) fn detach(&mut self, id: &str) -> io::Result<()> {
         self.disconnect(id)?;
-        self.resolvers.remove(id);
+        self.resolvers.forget(id);
         self.containers.remove(id)?;
         self.records.remove(id)
     }
@@ -474,12 +529,11 @@ impl Node {
 
     /// Removes links of containers that are not there any more, all at once.
     pub(crate) fn sweep_links(&mut self) -> io::Result<()> {
-        let known: BTreeSet<String> = self
-            .planner
-            .containers()
-            .values()
+        let containers = self.planner.containers().values();
+        let mut known: BTreeSet<String> = containers
             .flat_map(|container| container.links.iter().map(|end| end.link.clone()))
             .collect();
+        known.extend(self.spares.links().cloned());
         let group = self.names.group;
         for space in self.spaces.values_mut() {
             let links: Vec<u32> = space
@@ -530,47 +584,6 @@ enum Inside {
     Empty,
     Unknown,
 }
-
-/// Makes one pair: our end is up at once, the container's is set up from inside.
-fn lay(
-    space: &mut Space,
-    end: &LocalLink,
-    interface: &Interface,
-    namespace: &std::os::fd::OwnedFd,
-    alias: &str,
-) -> io::Result<()> {
-    let near = PairEnd {
-        name: &end.link,
-        hardware: GATEWAY_HARDWARE,
-        mtu: interface.mtu,
-        namespace: None,
-    };
-    let far = PairEnd {
-        name: &interface.name,
-        hardware: end.hardware,
-        mtu: interface.mtu,
-        namespace: Some(namespace),
-    };
-    // Nobody on a network sends with another's address; the mesh has a rule for both families.
-    let strict = end.network.is_some();
-    let all = vec![
-        route::add_pair(&near, &far),
-        route::quiet(0, strict).text(libc::IFLA_IFNAME, &end.link),
-        route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link),
-    ];
-    match space.route.batch(all.clone(), &[]) {
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-            if let Some(near) = space.index_of(&end.link)? {
-                space.route.batch(vec![route::delete_link(near)], route::ABSENT)?;
-            }
-            space.route.batch(all, &[])
-        }
-        result => result,
-    }
-}
-
-/// The first link of every namespace.
-const LOOPBACK: u32 = 1;
 
 const ANY: (Ipv4Addr, u16) = (Ipv4Addr::UNSPECIFIED, 0);
 

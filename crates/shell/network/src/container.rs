@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netplan::{
@@ -16,6 +17,7 @@ use ports::network::{ContainerNetwork, HostPort};
 use types::{Attachment, Family, LocalNetwork, NetworkDriver, NetworkPart};
 
 use crate::source_rule::{Order, SourceRule};
+use crate::space::Space;
 
 /// What one interface of a container is made of.
 #[derive(Clone, Debug)]
@@ -249,6 +251,32 @@ pub(crate) fn additions(wanted: &Wanted) -> Changes {
     wanted.changes_from(&Wanted::default(), netplan::Surplus::Keep)
 }
 
+/// What connecting a container did.
+#[derive(Debug, Default)]
+pub(crate) struct Connected {
+    /// How much of what is inside differed.
+    pub(crate) differing: usize,
+    /// The container's namespace, where links were laid.
+    pub(crate) inside: Option<Space>,
+}
+
+impl Connected {
+    /// The kernel makes an address of IPv6 its own some time after it was added, when its lock for
+    /// links is free; what comes for it before is lost. Waits for that, though not for ever.
+    pub(crate) fn settle(self, container: &LocalContainer) -> io::Result<()> {
+        let Some(mut inside) = self.inside else { return Ok(()) };
+        for address in container.links.iter().filter_map(|end| end.v6) {
+            for _ in 0..ADDRESS_LOOKS {
+                if inside.route.is_local(address.into())? {
+                    break;
+                }
+                std::thread::sleep(ADDRESS_PERIOD);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The first name that none of its links has.
 pub(crate) fn free_interface(container: &LocalContainer) -> String {
     let taken = |name: &String| container.links.iter().any(|end| end.interface == *name);
@@ -265,3 +293,7 @@ const ANSWER_TABLES: u32 = RETURN_TABLE + 1;
 
 /// Of a container's link to the mesh when there is no ingress network, and to a bridge.
 pub(crate) const UPLINK_MTU: u32 = 1500;
+
+/// A tenth of a second, by far more than is needed.
+const ADDRESS_LOOKS: u32 = 500;
+const ADDRESS_PERIOD: Duration = Duration::from_micros(200);

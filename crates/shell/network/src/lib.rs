@@ -29,6 +29,7 @@ mod netlink;
 mod nft;
 mod node;
 mod own;
+mod pair;
 mod paths;
 mod probe;
 mod record;
@@ -37,6 +38,7 @@ mod route;
 mod sandbox;
 mod source_rule;
 mod space;
+mod spare;
 mod strangers;
 mod survey;
 mod sysctl;
@@ -55,7 +57,7 @@ use base::chain;
 use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
 use crate::drain::Looks;
@@ -63,12 +65,15 @@ pub use crate::encryption::{
     EncryptionMode, EncryptionSeen, EncryptionStatus, PeerSeen, PeerStatus, Rotation, Tunnel,
     TunnelKey, TunnelPeer, TunnelSeen, TunnelStatus, TunnelTo,
 };
-use crate::names::check_id;
 pub use crate::names::{CANDIDATES, is_own_link};
+use crate::names::{Names, check_id};
+use crate::namespace::Namespaces;
 use crate::node::Node;
 pub use crate::own::Joining;
 pub use crate::paths::Silence;
 use crate::paths::{Paths, set_if_other};
+use crate::resolver::Resolvers;
+use crate::spare::Spares;
 pub use netplan::suspects;
 pub use netplan::{AskedBy, LocalContainer, LocalLink};
 
@@ -84,6 +89,8 @@ pub struct NetworkOptions {
     /// Where this node's VXLAN packets come from; `None` before it is in a cluster.
     pub address: Option<IpAddr>,
     pub encryption: EncryptionMode,
+    /// Where resolvers of containers listen unless [`DataPath::set_resolver`] says otherwise.
+    pub resolver_port: u16,
 }
 
 /// The data path of this node. Clones share everything.
@@ -98,6 +105,8 @@ struct Inner {
     /// waiting costs no thread.
     gate: tokio::sync::Mutex<()>,
     node: Mutex<Node>,
+    containers: Namespaces,
+    resolvers: Resolvers,
     subnet: Ipv4Net,
     looks: Looks,
     reservations: watch::Sender<BTreeSet<PortBinding>>,
@@ -113,9 +122,12 @@ impl DataPath {
     pub async fn open(options: NetworkOptions) -> Result<Self, RuntimeError> {
         let namespace = namespace::own_namespace()
             .map_err(|error| failed("find the network namespace", &chain(&error)))?;
-        let NetworkOptions { run_dir, instance_id, subnet, address, encryption } = options;
+        let NetworkOptions { run_dir, instance_id, subnet, address, encryption, resolver_port } =
+            options;
         let node = blocking("prepare the network", move || {
-            let mut node = Node::open(namespace, &run_dir, &instance_id, subnet, address)?;
+            let spares = Spares::start(namespace.try_clone()?, resolver_port)?;
+            let names = Names::of(&instance_id)?;
+            let mut node = Node::open(namespace, &run_dir, names, subnet, address, spares)?;
             node.encryption.mode = encryption;
             Ok(node)
         })
@@ -124,6 +136,8 @@ impl DataPath {
         let reservations = watch::Sender::new(node.planner.bindings().clone());
         let inner = Inner {
             gate: tokio::sync::Mutex::new(()),
+            containers: node.containers.clone(),
+            resolvers: node.resolvers.clone(),
             node: Mutex::new(node),
             subnet,
             looks: Looks::default(),
@@ -169,9 +183,25 @@ impl DataPath {
         self.with("set the data path address", move |node| node.set_address(address)).await
     }
 
+    /// As [`Network::attach`]; `begun` gets the container's links when its namespace is there,
+    /// while they are laid. It gets nothing when that does not come about.
+    pub async fn attach_telling(
+        &self,
+        wanted: &ContainerNetwork,
+        begun: oneshot::Sender<LocalContainer>,
+    ) -> Result<Attached, RuntimeError> {
+        check_id(&wanted.id)?;
+        let wanted = wanted.clone();
+        let tell = |container: &LocalContainer| drop(begun.send(container.clone()));
+        self.with("attach the task to the network", move |node| node.attach(&wanted, tell)).await
+    }
+
     /// Where a container's resolver listens, on 127.0.0.11 in its namespace.
     pub async fn set_resolver(&self, id: &str, port: u16) -> Result<(), RuntimeError> {
         check_id(id)?;
+        if self.inner.resolvers.port_of(id) == Some(port) {
+            return Ok(());
+        }
         let id = id.to_owned();
         self.with("lead to the resolver", move |node| node.set_resolver(&id, port)).await
     }
@@ -276,9 +306,7 @@ impl Network for DataPath {
     }
 
     async fn attach(&self, wanted: &ContainerNetwork) -> Result<Attached, RuntimeError> {
-        check_id(&wanted.id)?;
-        let wanted = wanted.clone();
-        self.with("attach the task to the network", move |node| node.attach(&wanted)).await
+        self.attach_telling(wanted, oneshot::channel().0).await
     }
 
     async fn drain(&self, id: &str, limit: Drain) {

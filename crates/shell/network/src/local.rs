@@ -22,7 +22,8 @@ use types::{
 use crate::container::{Interface, UPLINK_MTU};
 use crate::devices::{self, Device, Part};
 use crate::node::Node;
-use crate::route::{self, ABSENT, Link, PairEnd, V4, V6};
+use crate::pair::{PairEnd, add_pair};
+use crate::route::{self, ABSENT, Link, V4, V6};
 use crate::space::{Kind, Space};
 
 impl Node {
@@ -433,7 +434,7 @@ impl Node {
             mtu,
             namespace: Some(&namespace),
         };
-        self.host.route.request(route::add_pair(&near, &far))?;
+        self.host.route.request(add_pair(&near, &far))?;
         let Some(port) = self.host.index_of(&end.link)? else {
             return Err(io::Error::other(format!("{} vanished", end.link)));
         };

@@ -1,14 +1,16 @@
 //! Network namespaces that stay without a process in them.
 //!
-//! Owns: directories of their bind mounts, and threads that enter them.
+//! Owns: directories of their bind mounts, and going into them and home again.
 //! Does not know: what is configured inside.
-//! Invariant: a directory is a shared mount, so that an unmount here also happens in the mount
-//! namespaces of shims, which were copied from this one while the namespace was mounted;
-//! otherwise a removed namespace would live on until the last of them ends.
+//! Invariant: a thread that cannot go home does nothing any more, and the process with it: whatever
+//! it did next would be done to the wrong namespace. A directory is a shared mount, so that an
+//! unmount here also happens in the mount namespaces of shims, which were copied from this one
+//! while the namespace was mounted; otherwise a removed namespace would live on until the last of
+//! them ends.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -59,44 +61,41 @@ impl Namespaces {
     }
 
     /// Makes a namespace and does something inside it.
-    pub(crate) fn make<T: Send + 'static>(
+    pub(crate) fn make<T>(
         &self,
         id: &str,
-        inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+        inside: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        let path = self.path(id);
-        drop(File::create(&path)?);
-        let target = path.clone();
-        let made = in_thread(move || {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            let none = None::<&str>;
-            mount(Some(OWN_NAMESPACE), &target, none, MsFlags::MS_BIND, none)?;
-            inside()
-        });
-        if made.is_err() {
-            self.remove(id)?;
-        }
-        made
+        in_new(|| {
+            self.adopt(id, &own_namespace()?)?;
+            let made = inside();
+            if made.is_err() {
+                self.remove(id)?;
+            }
+            made
+        })
     }
 
     /// Names a namespace that is there already.
     pub(crate) fn adopt(&self, id: &str, namespace: &OwnedFd) -> io::Result<()> {
         let path = self.path(id);
         drop(File::create(&path)?);
-        let file = namespace.try_clone()?;
-        in_thread(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET)?;
-            let none = None::<&str>;
-            mount(Some(OWN_NAMESPACE), &path, none, MsFlags::MS_BIND, none)?;
-            Ok(())
-        })
+        let source = format!("/proc/thread-self/fd/{}", namespace.as_raw_fd());
+        let none = None::<&str>;
+        match mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.remove(id)?;
+                Err(error.into())
+            }
+        }
     }
 
     /// Does something in one that is there.
-    pub(crate) fn enter<T: Send + 'static>(
+    pub(crate) fn enter<T>(
         &self,
         id: &str,
-        inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+        inside: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         enter(&self.open_one(id)?, inside)
     }
@@ -133,34 +132,40 @@ pub(crate) fn own_namespace() -> io::Result<OwnedFd> {
     Ok(File::open(Path::new(OWN_NAMESPACE))?.into())
 }
 
-/// Does something in a namespace that ends with it.
-pub(crate) fn in_scratch<T: Send + 'static>(
-    inside: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    in_thread(move || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        inside()
-    })
+/// Does something in a new namespace, which ends with it unless somebody holds it by then.
+pub(crate) fn in_new<T>(inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    away(|| unshare(CloneFlags::CLONE_NEWNET), inside)
 }
 
-/// Does something in a namespace, in a thread of its own.
-pub(crate) fn enter<T: Send + 'static>(
+/// Does something in a namespace.
+pub(crate) fn enter<T>(
     namespace: &OwnedFd,
-    inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+    inside: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
-    let file = namespace.try_clone()?;
-    in_thread(move || {
-        setns(&file, CloneFlags::CLONE_NEWNET)?;
-        inside()
-    })
+    away(|| setns(namespace, CloneFlags::CLONE_NEWNET), inside)
 }
 
-/// Runs in a thread of its own, which may change its namespace because it ends with `work`.
-fn in_thread<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+/// The calling thread leaves its namespace, and is back when this returns. It must be a thread
+/// that may block, for nothing else runs on it meanwhile.
+fn away<T>(
+    leave: impl FnOnce() -> nix::Result<()>,
+    work: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
-    let thread = std::thread::Builder::new().name("netns".into()).spawn(work)?;
-    thread.join().map_err(|_| io::Error::other("the namespace's thread panicked"))?
+    let _home = Home(own_namespace()?);
+    leave()?;
+    work()
+}
+
+/// Where the thread goes back to, also when it panics.
+struct Home(OwnedFd);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "cannot leave a network namespace");
+            std::process::abort();
+        }
+    }
 }
 
 /// The calling thread's, not the process's.

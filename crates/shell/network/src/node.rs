@@ -20,8 +20,10 @@ use crate::drain::Places;
 use crate::names::{Names, choose_links};
 use crate::namespace::{Namespaces, enter};
 use crate::record::Records;
+use crate::resolver::Resolvers;
 use crate::route::{V4, V6};
 use crate::space::{Kind, Space};
+use crate::spare::Spares;
 use crate::sysctl;
 use crate::tunnel::Encryption;
 
@@ -43,8 +45,7 @@ pub(crate) struct Node {
     pub(crate) address: Option<IpAddr>,
     /// What the managers say is known, so what they do not say may go.
     heard_full: bool,
-    /// Where the resolver of each container listens.
-    pub(crate) resolvers: BTreeMap<String, u16>,
+    pub(crate) resolvers: Resolvers,
     /// The container that was compared last.
     pub(crate) compared: String,
     pub(crate) next_link: u64,
@@ -60,17 +61,18 @@ pub(crate) struct Node {
     /// Of the last socket for probes.
     token: u64,
     pub(crate) encryption: Encryption,
+    pub(crate) spares: Spares,
 }
 
 impl Node {
     pub(crate) fn open(
         namespace: OwnedFd,
         run_dir: &Path,
-        instance: &str,
+        names: Names,
         subnet: Option<Ipv4Net>,
         address: Option<IpAddr>,
+        spares: Spares,
     ) -> io::Result<Self> {
-        let names = Names::of(instance)?;
         let containers = Namespaces::open(run_dir.join("netns"))?;
         let sandboxes = Namespaces::open(run_dir.join("sandboxes"))?;
         let records = Records::open(run_dir.join("attached"))?;
@@ -94,7 +96,7 @@ impl Node {
             spaces: BTreeMap::new(),
             address,
             heard_full: false,
-            resolvers: BTreeMap::new(),
+            resolvers: Resolvers::default(),
             compared: String::new(),
             next_link: 1,
             v6_outwards: false,
@@ -104,12 +106,14 @@ impl Node {
             peers_changed: false,
             token: first_token(),
             encryption: Encryption::default(),
+            spares,
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;
         node.probe_host()?;
         node.look_around()?;
         node.pass_firewalls()?;
+        node.replace_spares();
         Ok(node)
     }
 
@@ -297,6 +301,9 @@ impl Node {
         let mut count = 0;
         let mut result = Ok(());
         enter(&self.namespace, sysctl::host)?;
+        if thoroughly {
+            self.spares.look()?;
+        }
         if thoroughly || self.host.is_doubtful() {
             count += usize::from(self.look_around()?);
             count += self.pass_firewalls()?;

@@ -93,7 +93,7 @@ impl DataPath {
     /// Where a container's network namespace is.
     #[must_use]
     pub fn netns(&self, id: &str) -> std::path::PathBuf {
-        self.inner.node().containers.path(id)
+        self.inner.containers.path(id)
     }
 
     /// The networks of the node's own that are in the kernel.
@@ -253,9 +253,9 @@ impl Node {
     ) -> io::Result<()> {
         self.records.write(id, after)?;
         let changes = self.planner.attach(id, after.clone());
-        let connected = self.connect(id, Lead::Elsewhere, None).map(drop);
+        let connected = self.connect(id, Lead::Elsewhere, None);
         self.carry_out(changes, &BTreeSet::new())?;
         self.cut(id, &missing_links(before, after))?;
-        connected
+        connected?.settle(after)
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! The resolver does not listen on port 53 itself, so that an application may do so on 0.0.0.0.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::namespace::enter;
 use crate::nft::expression::{Base, Family, Rule};
@@ -14,32 +16,55 @@ use crate::nft::table::{Chain, Found, NftSocket, Table};
 use crate::nft::{V4_ONLY, hook, priority};
 use crate::node::Node;
 
+/// Where each container's questions are led to. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resolvers(Arc<Mutex<BTreeMap<String, u16>>>);
+
+impl Resolvers {
+    pub(crate) fn port_of(&self, id: &str) -> Option<u16> {
+        self.known().get(id).copied()
+    }
+
+    pub(crate) fn note(&self, id: &str, port: u16) {
+        self.known().insert(id.to_owned(), port);
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        self.known().remove(id);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, u16>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Node {
     /// Leads a container's questions to `port` of 127.0.0.11.
     pub(crate) fn set_resolver(&mut self, id: &str, port: u16) -> io::Result<()> {
         self.lead_to_resolver(id, port)?;
-        self.resolvers.insert(id.to_owned(), port);
+        self.resolvers.note(id, port);
         Ok(())
     }
 
     /// Puts back what a hand removed; answers whether it had to.
     pub(crate) fn repair_resolver(&mut self, id: &str) -> io::Result<bool> {
-        match self.resolvers.get(id) {
-            Some(port) => self.lead_to_resolver(id, *port),
+        match self.resolvers.port_of(id) {
+            Some(port) => self.lead_to_resolver(id, port),
             None => Ok(false),
         }
     }
 
     fn lead_to_resolver(&self, id: &str, port: u16) -> io::Result<bool> {
-        let namespace = self.containers.open_one(id)?;
-        let table = table(port);
-        enter(&namespace, move || {
-            let mut socket = NftSocket::open()?;
-            match socket.find(&table)? {
-                Found::This(_) => Ok(false),
-                Found::Nothing | Found::Other => socket.install(&table, &[]).map(|_| true),
-            }
-        })
+        enter(&self.containers.open_one(id)?, || lead_to(port))
+    }
+}
+
+/// Leads questions of the calling thread's namespace; answers whether it had to.
+pub(crate) fn lead_to(port: u16) -> io::Result<bool> {
+    let (mut socket, table) = (NftSocket::open()?, table(port));
+    match socket.find(&table)? {
+        Found::This(_) => Ok(false),
+        Found::Nothing | Found::Other => socket.install(&table, &[]).map(|_| true),
     }
 }
 

@@ -65,16 +65,6 @@ pub(crate) struct Neighbour {
     pub(crate) hardware: Hardware,
 }
 
-/// One end of a pair in the making.
-#[derive(Clone, Debug)]
-pub(crate) struct PairEnd<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) hardware: Hardware,
-    pub(crate) mtu: u32,
-    /// `None`: where the request is made.
-    pub(crate) namespace: Option<&'a OwnedFd>,
-}
-
 /// Routing messages in one network namespace.
 #[derive(Debug)]
 pub(crate) struct RouteSocket(pub(crate) Socket);
@@ -85,14 +75,13 @@ impl RouteSocket {
     }
 
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
-        let answers = self.0.dump(Message::new(libc::RTM_GETLINK, 0, &link_header(0, 0)))?;
+        let answers = self.0.dump(get_links())?;
         Ok(answers.iter().filter_map(|answer| parse_link(answer)).collect())
     }
 
     /// Number of a link; `None`: it is not there.
     pub(crate) fn index_of(&mut self, name: &str) -> io::Result<Option<u32>> {
-        let message = Message::new(libc::RTM_GETLINK, 0, &link_header(0, 0));
-        match self.0.ask(message.text(libc::IFLA_IFNAME, name)) {
+        match self.0.ask(get_links().text(libc::IFLA_IFNAME, name)) {
             Ok(answer) => Ok(number(answer.get(4..8))),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
@@ -110,6 +99,18 @@ impl RouteSocket {
         let header = route_header(family, 0, 0, 0, 0);
         let answers = self.0.dump(Message::new(libc::RTM_GETROUTE, 0, &header))?;
         Ok(answers.iter().filter_map(|answer| parse_route(answer)).collect())
+    }
+
+    /// Whether packets to that address are for this namespace.
+    pub(crate) fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
+        let octets = octets(address);
+        let header = route_header(family_of(address), octets.len() as u8 * 8, 0, 0, 0);
+        let message = Message::new(libc::RTM_GETROUTE, 0, &header).bytes(libc::RTA_DST, &octets);
+        match self.0.ask(message) {
+            Ok(answer) => Ok(answer.get(7) == Some(&libc::RTN_LOCAL)),
+            Err(error) if UNROUTED.contains(&error.raw_os_error().unwrap_or_default()) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Permanent neighbours of one family.
@@ -189,27 +190,10 @@ impl RouteSocket {
     }
 }
 
-/// Makes a pair of links. A peer in another namespace is set up from inside. Of one queue, which
-/// is all that is used: the kernel would take others away again, and wait for it.
-pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
-    let end = |message: Message, end: &PairEnd<'_>| {
-        let message = message
-            .text(libc::IFLA_IFNAME, end.name)
-            .number(libc::IFLA_MTU, end.mtu)
-            .number(libc::IFLA_NUM_TX_QUEUES, 1)
-            .number(libc::IFLA_NUM_RX_QUEUES, 1)
-            .bytes(libc::IFLA_ADDRESS, &end.hardware);
-        match end.namespace {
-            Some(fd) => message.number(libc::IFLA_NET_NS_FD, fd.as_raw_fd() as u32),
-            None => message,
-        }
-    };
-    let message = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, 0));
-    end(message, near).nested(libc::IFLA_LINKINFO, |info| {
-        info.text(libc::IFLA_INFO_KIND, "veth").nested(libc::IFLA_INFO_DATA, |data| {
-            data.nested(VETH_INFO_PEER, |peer| end(peer.raw(&link_header(0, 0)), far))
-        })
-    })
+/// Of all links, without what they have counted, which is most of an answer.
+fn get_links() -> Message {
+    let message = Message::new(libc::RTM_GETLINK, 0, &link_header(0, 0));
+    message.number(libc::IFLA_EXT_MASK, WITHOUT_COUNTS)
 }
 
 /// A device in another namespace than where the request is made.
@@ -563,6 +547,9 @@ pub(crate) const PROTOCOL: u8 = libc::RTPROT_STATIC;
 pub(crate) const ABSENT: &[i32] =
     &[libc::ENODEV, libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::EINVAL];
 
+/// No way leads to an address.
+const UNROUTED: &[i32] = &[libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES];
+
 /// Making what is there is no error.
 pub(crate) const PRESENT: &[i32] = &[libc::EEXIST];
 
@@ -570,8 +557,8 @@ pub(crate) const PRESENT: &[i32] = &[libc::EEXIST];
 const MESSAGES_PER_PACKET: usize = 10_000;
 
 const SCOPE_ANY: u8 = libc::RT_SCOPE_NOWHERE;
+const WITHOUT_COUNTS: u32 = 1 << 3;
 const IFLA_GROUP: u16 = 27;
-const VETH_INFO_PEER: u16 = 1;
 const VXLAN_ID: u16 = 1;
 const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;

@@ -18,7 +18,8 @@ use types::NetworkPart;
 use crate::namespace::enter;
 use crate::netlink::Message;
 use crate::node::{MESH, Node, TUNNEL};
-use crate::route::{self, Elsewhere, PairEnd, V4, V6, Vxlan};
+use crate::pair::{PairEnd, add_pair};
+use crate::route::{self, Elsewhere, V4, V6, Vxlan};
 use crate::space::{Kind, Space};
 use crate::sysctl;
 use crate::tables;
@@ -223,7 +224,7 @@ impl Node {
             mtu: LINK_MTU,
             namespace: Some(&namespace),
         };
-        self.host.route.request(route::add_pair(&near, &far))?;
+        self.host.route.request(add_pair(&near, &far))?;
         space.learn_links()?;
         self.host.learn_links()?;
         space.doubt();

@@ -11,7 +11,7 @@ use netplan::{Changes, Edit, Elements, LinkName, RouteKey, Surplus, Value, Wante
 
 use crate::hops::Hops;
 use crate::netlink::{Message, Socket};
-use crate::nft::table::{EDITS_PER_TRANSACTION, Found, NftSocket, Table};
+use crate::nft::table::{Found, NftSocket, Table, UNKNOWN};
 use crate::route::{self, ABSENT, PROTOCOL, RouteSocket, RouteTo, V4, V6};
 
 /// Sockets in one namespace. They stay there, whichever thread uses them.
@@ -86,7 +86,7 @@ impl Space {
                 changes: Socket::listen(libc::NETLINK_ROUTE, GROUPS)?,
                 tables: Vec::new(),
                 reason: String::new(),
-                generation: 0,
+                generation: UNKNOWN,
                 certain: false,
             }),
         };
@@ -174,41 +174,37 @@ impl Space {
 
     /// Carries out changes to a namespace that is as it was left.
     pub(crate) fn apply(&mut self, changes: &Changes) -> io::Result<()> {
-        let result = self.try_apply(changes);
+        self.apply_after(Vec::new(), changes)
+    }
+
+    /// As [`Space::apply`], with what else is to be there first.
+    pub(crate) fn apply_after(&mut self, first: Vec<Message>, changes: &Changes) -> io::Result<()> {
+        let result = self.try_apply(first, changes);
         if result.is_err() {
             self.doubt();
         }
         result
     }
 
-    fn try_apply(&mut self, changes: &Changes) -> io::Result<()> {
+    fn try_apply(&mut self, first: Vec<Message>, changes: &Changes) -> io::Result<()> {
         self.missed = false;
         let hops = self.hops(changes)?;
-        let additions = self.additions(changes, &hops)?;
+        let mut additions = first;
+        additions.extend(self.additions(changes, &hops)?);
         self.route.batch(additions, route::PRESENT)?;
-        let own = self.edit(&changes.edits)? + self.edit(&changes.later)?;
-        self.pass_generation(own)?;
+        self.edit(&changes.edits)?;
+        self.edit(&changes.later)?;
         let removals = self.removals(changes)?;
         self.route.batch(removals, ABSENT)
     }
 
-    /// Edits the elements; answers in how many transactions.
-    fn edit(&mut self, edits: &[Edit]) -> io::Result<u32> {
-        let Some(filter) = &mut self.filter else { return Ok(0) };
+    /// Edits the elements. What somebody else changed since the last look shows at the next one.
+    fn edit(&mut self, edits: &[Edit]) -> io::Result<()> {
+        let Some(filter) = &mut self.filter else { return Ok(()) };
         let Some(first) = filter.tables.first().filter(|_| !edits.is_empty()) else {
-            return Ok(0);
+            return Ok(());
         };
-        filter.socket.edit(&first.table, edits)?;
-        Ok(edits.len().div_ceil(EDITS_PER_TRANSACTION) as u32)
-    }
-
-    /// One more for each transaction of ours; else somebody changed something too.
-    fn pass_generation(&mut self, own: u32) -> io::Result<()> {
-        let Some(filter) = self.filter.as_mut().filter(|_| own > 0) else { return Ok(()) };
-        let ours = filter.generation.wrapping_add(own);
-        if filter.socket.generation()? == ours {
-            filter.generation = ours;
-        }
+        filter.generation = filter.socket.edit(&first.table, edits, filter.generation)?;
         Ok(())
     }
 
@@ -313,11 +309,8 @@ impl Space {
         if !changes.is_empty() {
             tracing::debug!(?changes, "a namespace is not as wanted");
         }
-        self.try_apply(&changes)?;
+        self.try_apply(Vec::new(), &changes)?;
         if let Some(filter) = &mut self.filter {
-            if installed > 0 {
-                filter.generation = filter.socket.generation()?;
-            }
             // A table that is another build's is looked at again.
             filter.certain = filter.tables.iter().all(|table| table.print.is_some());
         }
@@ -372,6 +365,9 @@ impl Space {
                     made.elements |= number == 0;
                 }
             }
+        }
+        if made.count > 0 {
+            filter.generation = filter.socket.generation()?;
         }
         Ok(made)
     }

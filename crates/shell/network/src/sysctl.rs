@@ -5,6 +5,7 @@
 //! Invariant: a switch that this kernel does not have is left alone.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,26 @@ pub(crate) fn tracked_connections() -> Option<(u64, u64)> {
     Some((number("net/netfilter/nf_conntrack_count")?, number(TRACKED_MAX)?))
 }
 
+/// What a new namespace takes over from where it is made: a print of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inherited(u64);
+
+/// Of the namespace of the calling thread. Which switches those are says
+/// `net.core.devconf_inherit_init_net` in the kernel's `Documentation/admin-guide/sysctl/net.rst`;
+/// IPv6's are the kernel's own unless it is asked otherwise.
+pub(crate) fn inherited() -> Inherited {
+    let mut hasher = DefaultHasher::new();
+    for name in INHERITED {
+        read(&path(name)).unwrap_or_default().hash(&mut hasher);
+    }
+    for dir in INHERITED_DIRS {
+        for switch in fs::read_dir(path(dir)).into_iter().flatten().flatten() {
+            (switch.file_name(), read(&switch.path()).unwrap_or_default()).hash(&mut hasher);
+        }
+    }
+    Inherited(hasher.finish())
+}
+
 fn set(name: &str, value: &str) {
     if read(&path(name)).is_ok_and(|now| now != value) {
         write(name, value);
@@ -120,6 +141,15 @@ const TUNNEL: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
+
+const INHERITED: &[&str] = &[
+    "net/core/devconf_inherit_init_net",
+    "net/ipv4/tcp_congestion_control",
+    "net/ipv4/tcp_rmem",
+    "net/ipv4/tcp_wmem",
+];
+
+const INHERITED_DIRS: &[&str] = &["net/ipv4/conf/all", "net/ipv4/conf/default"];
 
 const TRACKED_MAX: &str = "net/netfilter/nf_conntrack_max";
 

@@ -11,7 +11,9 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use netd::{Client, Container, Forward};
 use ports::network::{ContainerNetwork, Network};
+use tokio::sync::oneshot;
 use types::{Attachment, DirectoryUpdate, EndpointPart, ServicePart};
 
 use self::rig::{Host, Rig, address, id, network_part};
@@ -66,7 +68,7 @@ async fn one_round() -> Result<Vec<Row>> {
         ("network: one service grown beside them, p50", "us", grow),
         ("network: one service shrunk beside them, p50", "us", shrink),
         ("network: one of 1,000 remote endpoints", "us", remote),
-        ("network: a container on one network connected, p50", "us", container),
+        ("network: a container on one network connected, its names served, p50", "us", container),
     ])
 }
 
@@ -154,7 +156,11 @@ async fn remotes(host: &Host) -> Result<f64> {
     Ok(timed(host, vec![update]).await? / f64::from(REMOTES))
 }
 
+/// Links, addresses, routes, rules and the resolver, side by side as the daemon does it.
 async fn containers(host: &Host) -> Result<f64> {
+    // This very program is netd too.
+    let options = netd::Options::new(host.dir.path().to_owned(), "bench".into());
+    let names = Client::connect_or_start(options).await?;
     let mut times = Vec::new();
     for number in 0..CONTAINERS {
         let wanted = ContainerNetwork {
@@ -167,10 +173,24 @@ async fn containers(host: &Host) -> Result<f64> {
             }],
             ..ContainerNetwork::default()
         };
+        let served = Container {
+            id: wanted.id.clone(),
+            netns: host.path.netns(&wanted.id),
+            networks: vec![id(1001)],
+            forward: Forward::None,
+        };
         let begin = Instant::now();
-        host.path.attach(&wanted).await?;
+        let (begun, laid) = oneshot::channel();
+        let port = async {
+            laid.await?;
+            anyhow::Ok(names.serve(served).await?)
+        };
+        let (attached, port) = tokio::join!(host.path.attach_telling(&wanted, begun), port);
+        attached?;
+        host.path.set_resolver(&wanted.id, port?).await?;
         times.push(begin.elapsed().as_secs_f64() * 1e6);
     }
+    names.stop().await?;
     Ok(median(&times))
 }
 

@@ -13,6 +13,7 @@ use crate::support::*;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_killed_netd_is_back_within_a_second", killed),
+    ("the_port_is_the_usual_one_unless_the_container_has_it", usual_port),
     ("names_go_on_without_a_daemon", without_daemon),
     ("what_was_known_outlives_both", without_both),
     ("another_build_takes_over_without_a_gap", replaced),
@@ -39,6 +40,19 @@ fn killed() {
     assert_eq!(space.addresses(port, "web."), ["10.0.1.100"]);
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+fn usual_port() {
+    let (lab, free, taken) = (Lab::new(), Space::new(), Space::new());
+    let client = lab.start();
+    let at = ("0.0.0.0", netd::RESOLVER_PORT);
+    let _application = taken.run(|| std::net::TcpListener::bind(at).unwrap());
+    assert_eq!(lab.serve(&client, "free", &free, &[1]), netd::RESOLVER_PORT);
+    let port = lab.serve(&client, "taken", &taken, &[1]);
+    assert_ne!(port, netd::RESOLVER_PORT);
+    lab.wait(client.update(&directory())).unwrap();
+    assert_eq!(free.addresses(netd::RESOLVER_PORT, "web."), ["10.0.1.100"]);
+    assert_eq!(taken.addresses(port, "web."), ["10.0.1.100"]);
 }
 
 fn without_daemon() {

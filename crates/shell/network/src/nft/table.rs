@@ -15,7 +15,7 @@ use super::expression::{
     self, GOTO, OBJECT_COUNTER, OBJECT_TIME_OUT, Rule, VALUE, VERDICT, verdict,
 };
 use super::kind;
-use crate::netlink::{APPEND, Answer, CREATE, Message, Socket, attribute, attributes};
+use crate::netlink::{APPEND, Answer, CREATE, EXCLUSIVE, Message, Socket, attribute, attributes};
 
 /// The constant part of a table.
 #[derive(Clone, Debug)]
@@ -145,13 +145,9 @@ impl Table {
         }
     }
 
-    /// Messages that make it where there is none, or make it anew.
+    /// Messages that make it where there is none.
     fn creation(&self) -> Vec<Message> {
-        let mut all = vec![
-            self.table(NEW_TABLE, CREATE),
-            self.table(DELETE_TABLE, 0),
-            self.table(NEW_TABLE, CREATE),
-        ];
+        let mut all = vec![self.table(NEW_TABLE, CREATE | EXCLUSIVE)];
         for (number, set) in (1..).zip(&self.sets) {
             all.push(self.set_message(number, set));
         }
@@ -314,13 +310,16 @@ impl NftSocket {
     /// Makes the table, or makes it anew in one transaction; answers its print.
     pub(crate) fn install(&mut self, table: &Table, elements: &[Edit]) -> io::Result<u64> {
         let there = self.find(table)? != Found::Nothing;
-        let mut messages = table.creation();
         if there {
+            // A packet sees one or the other.
+            let mut messages = vec![table.table(DELETE_TABLE, 0)];
+            messages.extend(table.creation());
             messages.extend(table.edits(elements));
-        }
-        self.commit(messages)?;
-        if !there {
-            self.edit(table, elements)?;
+            self.commit(messages)?;
+        } else {
+            // Without a removal: the kernel waits for the end of one when the socket is closed.
+            self.commit(table.creation())?;
+            self.edit(table, elements, UNKNOWN)?;
         }
         match self.find(table)? {
             Found::This(print) => Ok(print),
@@ -330,12 +329,28 @@ impl NftSocket {
         }
     }
 
-    /// Carries out edits: few are one transaction, very many several.
-    pub(crate) fn edit(&mut self, table: &Table, edits: &[Edit]) -> io::Result<()> {
+    /// Carries out edits: few are one transaction, very many several. `generation` is that of the
+    /// last look; answers the one that the edits leave, or [`UNKNOWN`] when somebody else changed
+    /// something since then.
+    pub(crate) fn edit(
+        &mut self,
+        table: &Table,
+        edits: &[Edit],
+        generation: u32,
+    ) -> io::Result<u32> {
+        let mut known = generation;
         for part in edits.chunks(EDITS_PER_TRANSACTION) {
-            self.commit(table.edits(part))?;
+            // The kernel compares: one that is another's does not begin.
+            match self.transact(table.edits(part), known) {
+                Err(error) if known != UNKNOWN && error.raw_os_error() == Some(libc::ERESTART) => {
+                    known = UNKNOWN;
+                    self.commit(table.edits(part))?;
+                }
+                result => result?,
+            }
+            known = after(known);
         }
-        Ok(())
+        Ok(known)
     }
 
     pub(crate) fn remove(&mut self, family: u8, name: &str) -> io::Result<()> {
@@ -351,10 +366,18 @@ impl NftSocket {
     }
 
     pub(super) fn commit(&mut self, messages: Vec<Message>) -> io::Result<()> {
+        self.transact(messages, UNKNOWN)
+    }
+
+    fn transact(&mut self, messages: Vec<Message>, generation: u32) -> io::Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
-        self.0.transaction(mark(BATCH_BEGIN), messages, mark(BATCH_END))
+        let begin = match generation {
+            UNKNOWN => mark(BATCH_BEGIN),
+            generation => mark(BATCH_BEGIN).number_be(BATCH_GENERATION, generation),
+        };
+        self.0.transaction(begin, messages, mark(BATCH_END))
     }
 
     /// Looks at the constant part.
@@ -521,6 +544,14 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
     Message::new(SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0])
 }
 
+/// The generation that one transaction more leaves; the kernel's counter passes over zero.
+fn after(generation: u32) -> u32 {
+    match generation {
+        UNKNOWN => UNKNOWN,
+        known => known.checked_add(1).unwrap_or(1),
+    }
+}
+
 fn mark(kind: u16) -> Message {
     let subsystem = SUBSYSTEM.to_be_bytes();
     Message::new(kind, 0, &[0, 0, subsystem[0], subsystem[1]])
@@ -529,8 +560,11 @@ fn mark(kind: u16) -> Message {
 /// Below the 64 KiB of an attribute, with the largest keys and values of ours.
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
+/// No generation of the kernel's.
+pub(crate) const UNKNOWN: u32 = 0;
+
 /// The time of a transaction grows faster than its length.
-pub(crate) const EDITS_PER_TRANSACTION: usize = 2_000;
+const EDITS_PER_TRANSACTION: usize = 2_000;
 
 /// With a short key and value, as most of them have.
 const ELEMENT_BYTES: usize = 40;
@@ -541,6 +575,7 @@ const SLOT_CHAIN: char = 's';
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
+const BATCH_GENERATION: u16 = 1;
 const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;

@@ -2,15 +2,17 @@
 
 use std::os::fd::OwnedFd;
 
+use netplan::{Bytes, Edit, Value, set};
 use ports::network::Network;
 
 use super::encrypted::{add_encrypted, keepers, network, settle};
 use super::lab::*;
-use crate::namespace::enter;
+use crate::namespace::{enter, in_new};
 use crate::nft::expression::{Base, Rule};
 use crate::nft::foreign::Foreign;
-use crate::nft::table::{BaseChain, Chain, NftSocket, Table};
+use crate::nft::table::{BaseChain, Chain, NftSocket, Table, UNKNOWN};
 use crate::nft::{INET, hook};
+use crate::tables::overlay;
 
 /// A firewall that ends with a refusal of everything, or with rules of the administrator before.
 fn firewall(namespace: &OwnedFd, rules: Vec<Rule>) {
@@ -144,4 +146,27 @@ fn what_the_administrators_own_chain_drops_is_dropped() {
         let rules = enter(&host.namespace, move || NftSocket::open()?.foreign_rules(&chain));
         assert_eq!(rules.unwrap().len(), 1, "it is the administrator's");
     });
+}
+
+#[test]
+fn an_edit_after_somebody_elses_change_is_made_and_the_change_is_known() {
+    let put = |last| {
+        let key = Bytes::new(&[10, 0, 0, last]).unwrap();
+        [Edit::Put { set: set::VIP4, key, value: Value::Class(1) }]
+    };
+    let table = overlay::table(&[]);
+    in_new(|| {
+        let (mut ours, mut others) = (NftSocket::open()?, NftSocket::open()?);
+        ours.install(&table, &[])?;
+        let before = ours.generation()?;
+        let after = ours.edit(&table, &put(1), before)?;
+        assert_eq!((after, ours.generation()?), (before + 1, before + 1));
+        others.remove(INET, "nobodys")?;
+        assert_eq!(ours.edit(&table, &put(2), after)?, UNKNOWN);
+        assert_eq!(ours.elements_of(&table, set::VIP4)?.len(), 2);
+        // From then on it is not asked for.
+        assert_eq!(ours.edit(&table, &put(3), UNKNOWN)?, UNKNOWN);
+        Ok(())
+    })
+    .unwrap();
 }

@@ -23,7 +23,8 @@ use types::{
 
 use crate::namespace::{enter, own_namespace};
 use crate::nft::table::NftSocket;
-use crate::route::{PairEnd, RouteSocket, add_pair};
+use crate::pair::{PairEnd, add_pair};
+use crate::route::RouteSocket;
 use crate::{DataPath, EncryptionMode, NetworkOptions};
 
 pub(super) fn id<T: From<Id>>(number: u128) -> T {
@@ -92,6 +93,7 @@ pub(super) fn flush(namespace: &OwnedFd) {
 
 pub(super) fn host_options(dir: &Path, instance: &str, address: Option<IpAddr>) -> NetworkOptions {
     NetworkOptions {
+        resolver_port: 61_053,
         run_dir: dir.to_owned(),
         instance_id: instance.into(),
         subnet: None,

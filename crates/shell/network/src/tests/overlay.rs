@@ -120,13 +120,14 @@ fn what_a_hand_removed_comes_back() {
             assert_eq!(lab.hosts[host].path.repair().await.unwrap(), 0, "nothing is left to do");
         }
         works(lab);
-        for host in 0..2 {
+        for (host, id) in [(0, "client"), (1, "far")] {
             let gateway = crate::names::Names::of(&format!("h{}", host + 1)).unwrap().gateway;
             run_in(&lab.hosts[host].namespace, &format!("ip link del {gateway}"));
             let overlay = sandbox(host, network.to_string());
             run_in(&overlay, "ip route flush proto static");
             run_in(&overlay, "ip neigh flush nud permanent");
-            run_in(&overlay, "ip link del t1");
+            let links = lab.hosts[host].path.container(id).unwrap().links;
+            run_in(&overlay, &format!("ip link del {}", links[0].link));
             assert!(lab.hosts[host].path.repair().await.unwrap() > 0);
         }
         works(lab);

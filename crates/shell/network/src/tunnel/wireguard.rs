@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use types::NetworkKey;
 
-use crate::namespace::in_scratch;
+use crate::namespace::in_new;
 use crate::netlink::{CREATE, EXCLUSIVE, Message, Socket, attribute, attributes};
 use crate::route::{Elsewhere, RouteSocket, link_header, octets, parse_ip};
 
@@ -242,7 +242,7 @@ fn of_kind(message: Message) -> Message {
 
 /// Whether the kernel makes devices of WireGuard, which loads its module where there is one.
 pub(crate) fn probe() -> io::Result<bool> {
-    in_scratch(|| {
+    in_new(|| {
         let header = link_header(0, 0);
         let message = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &header);
         let message = of_kind(message.text(libc::IFLA_IFNAME, "probe"));

@@ -62,6 +62,7 @@ impl Host {
             subnet: None,
             address: Some(host_address(number)),
             encryption: EncryptionMode::Auto,
+            resolver_port: netd::RESOLVER_PORT,
         };
         let back = File::open(OWN_NAMESPACE)?;
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;

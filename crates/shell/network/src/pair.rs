@@ -1,0 +1,147 @@
+//! The pair of links between a namespace of ours and a container's.
+//!
+//! Owns: making one, and making one ahead of time that is claimed later.
+//! Does not know: what leads to it.
+//! Invariant: our end is up when a pair is laid or claimed; the container's is set up from inside,
+//! after it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netplan::{GATEWAY_HARDWARE, Hardware, LocalLink};
+
+use crate::container::Interface;
+use crate::namespace::enter;
+use crate::netlink::{CREATE, EXCLUSIVE, Message};
+use crate::route::{self, Link, RouteSocket, link_header};
+use crate::space::Space;
+
+/// One end of a pair in the making.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PairEnd<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) hardware: Hardware,
+    pub(crate) mtu: u32,
+    /// `None`: where the request is made.
+    pub(crate) namespace: Option<&'a OwnedFd>,
+}
+
+/// A pair as a container has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair<'a> {
+    pub(crate) end: &'a LocalLink,
+    pub(crate) interface: &'a Interface,
+    pub(crate) alias: &'a str,
+}
+
+impl Pair<'_> {
+    /// Makes it. What is in its way is of an earlier namespace of the container.
+    pub(crate) fn lay(self, space: &mut Space, namespace: &OwnedFd) -> io::Result<()> {
+        let Self { end, interface, alias } = self;
+        let near = PairEnd {
+            name: &end.link,
+            hardware: GATEWAY_HARDWARE,
+            mtu: interface.mtu,
+            namespace: None,
+        };
+        let far = PairEnd {
+            name: &interface.name,
+            hardware: end.hardware,
+            mtu: interface.mtu,
+            namespace: Some(namespace),
+        };
+        // Nobody on a network sends with another's address; the mesh has a rule for both families.
+        let strict = end.network.is_some();
+        let all = vec![
+            add_pair(&near, &far),
+            route::quiet(0, strict).text(libc::IFLA_IFNAME, &end.link),
+            route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link),
+        ];
+        match space.route.batch(all.clone(), &[]) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                if let Some(near) = space.index_of(&end.link)? {
+                    space.route.batch(vec![route::delete_link(near)], route::ABSENT)?;
+                }
+                space.route.batch(all, &[])
+            }
+            result => result,
+        }
+    }
+
+    /// Takes one that was prepared. `false`: our end went with the namespace that it was in.
+    pub(crate) fn claim(self, space: &mut Space, inside: &mut Space, far: u32) -> io::Result<bool> {
+        let Self { end, interface, alias } = self;
+        let near = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link);
+        match space.route.batch(vec![near], &[]) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                // The other end is about to go too.
+                inside.route.batch(vec![route::delete_link(far)], route::ABSENT)?;
+                return Ok(false);
+            }
+            result => result?,
+        }
+        if interface.name != USUAL {
+            let named = change(far).text(libc::IFLA_IFNAME, &interface.name);
+            inside.route.batch(vec![named], &[])?;
+        }
+        Ok(true)
+    }
+}
+
+/// Makes a pair between the mesh and the namespace of `inside`, for whichever container that will
+/// be. Answers the number of the container's end.
+pub(crate) fn prepare(
+    mesh: &OwnedFd,
+    near: &str,
+    mtu: u32,
+    namespace: &OwnedFd,
+    inside: &mut Space,
+) -> io::Result<u32> {
+    let near = PairEnd { name: near, hardware: GATEWAY_HARDWARE, mtu, namespace: None };
+    let far = PairEnd { name: USUAL, namespace: Some(namespace), ..near };
+    let named = |message: Message| message.text(libc::IFLA_IFNAME, near.name);
+    let all = vec![add_pair(&near, &far), named(route::quiet(0, false)), named(route::set_up(0))];
+    enter(mesh, || RouteSocket::open()?.batch(all, &[]))?;
+    inside.index_of(USUAL)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Brings a container's end up. One that was prepared is not as it should be yet.
+pub(crate) fn set_up(link: &Link, end: &LocalLink, interface: &Interface) -> Message {
+    let message = route::set_up(link.index);
+    if end.network.is_some() || (link.mtu, link.hardware) == (interface.mtu, end.hardware) {
+        return message;
+    }
+    message.number(libc::IFLA_MTU, interface.mtu).bytes(libc::IFLA_ADDRESS, &end.hardware)
+}
+
+/// Makes a pair of links. A peer in another namespace is set up from inside. Of one queue, which
+/// is all that is used: the kernel would take others away again, and wait for it.
+pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
+    let end = |message: Message, end: &PairEnd<'_>| {
+        let message = message
+            .text(libc::IFLA_IFNAME, end.name)
+            .number(libc::IFLA_MTU, end.mtu)
+            .number(libc::IFLA_NUM_TX_QUEUES, 1)
+            .number(libc::IFLA_NUM_RX_QUEUES, 1)
+            .bytes(libc::IFLA_ADDRESS, &end.hardware);
+        match end.namespace {
+            Some(fd) => message.number(libc::IFLA_NET_NS_FD, fd.as_raw_fd() as u32),
+            None => message,
+        }
+    };
+    let message = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, 0));
+    end(message, near).nested(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, "veth").nested(libc::IFLA_INFO_DATA, |data| {
+            data.nested(VETH_INFO_PEER, |peer| end(peer.raw(&link_header(0, 0)), far))
+        })
+    })
+}
+
+fn change(link: u32) -> Message {
+    Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0))
+}
+
+const VETH_INFO_PEER: u16 = 1;
+
+/// Of the container's end: most containers are on one network besides.
+const USUAL: &str = "eth1";
