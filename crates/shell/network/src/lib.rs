@@ -57,6 +57,7 @@ use base::chain;
 use ipnet::Ipv4Net;
 use ports::network::{Attached, ContainerNetwork, Drain, Network};
 use ports::runtime::RuntimeError;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{oneshot, watch};
 use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
@@ -275,32 +276,34 @@ impl DataPath {
     ) -> Result<T, RuntimeError> {
         let inner = Arc::clone(&self.inner);
         let _gate = self.inner.gate.lock().await;
-        blocking(step, move || {
-            let mut node = inner.node();
-            let result = work(&mut node);
-            if let Some(peers) = node.take_peers() {
-                inner.paths.peers.send_replace(peers);
-            }
-            set_if_other(&inner.tunnels, node.tunnels());
-            set_if_other(&inner.rotation, node.rotation());
-            let bindings = node.planner.bindings();
-            inner.reservations.send_if_modified(|known| {
-                let other = known != bindings;
-                if other {
-                    known.clone_from(bindings);
-                }
-                other
-            });
-            result
-        })
-        .await
+        blocking(step, move || inner.carry_out(work)).await
+    }
+
+    /// As [`DataPath::with`], in this thread, where the runtime has others to go on with meanwhile:
+    /// for what takes little more than to wake another thread and to be woken by it.
+    async fn with_here<T: Send + 'static>(
+        &self,
+        step: &'static str,
+        work: impl FnOnce(&mut Node) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        if Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
+            return self.with(step, work).await;
+        }
+        let _gate = self.inner.gate.lock().await;
+        let done = tokio::task::block_in_place(|| self.inner.carry_out(work));
+        done.map_err(|error| failed(step, &chain(&error)))
     }
 }
 
 impl Network for DataPath {
     async fn update(&self, update: DirectoryUpdate) -> Result<(), RuntimeError> {
         let step = "program the network";
-        let departed = self.with(step, move |node| node.update(&update)).await?;
+        let is_little = is_little(&update);
+        let work = move |node: &mut Node| node.update(&update);
+        let departed = match is_little {
+            true => self.with_here(step, work).await?,
+            false => self.with(step, work).await?,
+        };
         self.forget_soon(departed);
         Ok(())
     }
@@ -351,6 +354,26 @@ impl Network for DataPath {
 }
 
 impl Inner {
+    /// Does one thing to the node, and passes on what it changed.
+    fn carry_out<T>(&self, work: impl FnOnce(&mut Node) -> io::Result<T>) -> io::Result<T> {
+        let mut node = self.node();
+        let result = work(&mut node);
+        if let Some(peers) = node.take_peers() {
+            self.paths.peers.send_replace(peers);
+        }
+        set_if_other(&self.tunnels, node.tunnels());
+        set_if_other(&self.rotation, node.rotation());
+        let bindings = node.planner.bindings();
+        self.reservations.send_if_modified(|known| {
+            let other = known != bindings;
+            if other {
+                known.clone_from(bindings);
+            }
+            other
+        });
+        result
+    }
+
     fn node(&self) -> MutexGuard<'_, Node> {
         self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -369,6 +392,18 @@ async fn blocking<T: Send + 'static>(
         Err(error) => Err(failed(step, &error)),
     }
 }
+
+/// It is about a few services and endpoints, and nothing else.
+fn is_little(update: &DirectoryUpdate) -> bool {
+    let removed = update.removed_services.len() + update.removed_endpoints.len();
+    let others = update.networks.len() + update.peers.len() + update.removed_peers.len();
+    let no_others = others + update.removed_networks.len() == 0 && update.own.is_none();
+    let parts = update.services.len() + update.endpoints.len() + removed;
+    !update.full && no_others && parts <= LITTLE
+}
+
+/// Parts whose programming takes some 0.1 ms.
+const LITTLE: usize = 16;
 
 /// How soon somebody else's change is noticed.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
