@@ -179,10 +179,20 @@ impl Socket {
         if bound < 0 {
             return Err(io::Error::last_os_error());
         }
-        for group in groups {
-            set_option(&socket.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
-        }
+        socket.join(groups)?;
         Ok(socket)
+    }
+
+    pub(crate) fn join(&self, groups: &[libc::c_int]) -> io::Result<()> {
+        self.change_groups(libc::NETLINK_ADD_MEMBERSHIP, groups)
+    }
+
+    pub(crate) fn leave(&self, groups: &[libc::c_int]) -> io::Result<()> {
+        self.change_groups(libc::NETLINK_DROP_MEMBERSHIP, groups)
+    }
+
+    fn change_groups(&self, how: libc::c_int, groups: &[libc::c_int]) -> io::Result<()> {
+        groups.iter().try_for_each(|group| set_option(&self.fd, libc::SOL_NETLINK, how, group))
     }
 
     /// Whether anything was heard since the last call; never waits. What was lost counts.

@@ -76,6 +76,38 @@ struct Installed {
     print: Option<u64>,
 }
 
+impl Filter {
+    /// Makes the tables that are not there, with all elements.
+    fn install(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<Made> {
+        let mut made = Made::default();
+        for (number, installed) in self.tables.iter_mut().enumerate() {
+            match self.socket.find(&installed.table)? {
+                Found::This(print) if installed.print.is_none_or(|known| known == print) => {
+                    installed.print = Some(print);
+                }
+                // An earlier build's may be full of what we have not heard of yet.
+                Found::Other if surplus == Surplus::Keep => {}
+                Found::This(_) | Found::Other | Found::Nothing => {
+                    let elements = if number == 0 { all_elements(wanted) } else { Vec::new() };
+                    let print = self.socket.install(&installed.table, &elements)?;
+                    installed.print = Some(print);
+                    made.count += 1;
+                    made.elements |= number == 0;
+                }
+            }
+        }
+        if made.count > 0 {
+            self.generation = self.socket.generation()?;
+        }
+        Ok(made)
+    }
+
+    /// A table that is another build's is looked at again.
+    fn note_certainty(&mut self) {
+        self.certain = self.tables.iter().all(|table| table.print.is_some());
+    }
+}
+
 impl Space {
     /// In the namespace of the calling thread.
     pub(crate) fn open(kind: Kind) -> io::Result<Self> {
@@ -291,12 +323,18 @@ impl Space {
             certain = filter.certain && generation == filter.generation;
             filter.generation = generation;
         }
+        if !certain && self.is_to_be_filled(wanted)? {
+            return self.fill(wanted, surplus);
+        }
         let mut installed = 0;
         let mut observed = self.observe()?;
         let changes = if certain {
             wanted.route_changes_from(&observed, surplus)
         } else {
-            let made = self.install_tables(wanted, surplus)?;
+            let made = match &mut self.filter {
+                Some(filter) => filter.install(wanted, surplus)?,
+                None => Made::default(),
+            };
             installed = made.count;
             if made.elements {
                 // They were made with the table.
@@ -311,10 +349,40 @@ impl Space {
         }
         self.try_apply(Vec::new(), &changes)?;
         if let Some(filter) = &mut self.filter {
-            // A table that is another build's is looked at again.
-            filter.certain = filter.tables.iter().all(|table| table.print.is_some());
+            filter.note_certainty();
         }
         Ok(changes.len() + installed)
+    }
+
+    /// There is no table yet, and much is to be put into it.
+    fn is_to_be_filled(&mut self, wanted: &Wanted) -> io::Result<bool> {
+        let Some(filter) = &mut self.filter else { return Ok(false) };
+        let Some(first) = filter.tables.first() else { return Ok(false) };
+        let count: usize = wanted.elements.values().map(Elements::len).sum();
+        Ok(count > FILLED_MIN && filter.socket.find(&first.table)? == Found::Nothing)
+    }
+
+    /// Makes tables and routes side by side: the kernel has a lock for each.
+    fn fill(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
+        let Some(mut filter) = self.filter.take() else { return Ok(0) };
+        // A hundred thousand messages about our own routes say no more than one.
+        let deaf = filter.changes.leave(GROUPS);
+        let (made, routed) = std::thread::scope(|scope| {
+            let made = scope.spawn(|| filter.install(wanted, surplus));
+            let routed = self.repair_routes(wanted, surplus);
+            (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), routed)
+        });
+        let hears = deaf.and_then(|()| filter.changes.join(GROUPS));
+        filter.note_certainty();
+        self.filter = Some(filter);
+        hears?;
+        Ok(made?.count + routed?)
+    }
+
+    fn repair_routes(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
+        let changes = wanted.route_changes_from(&self.observe()?, surplus);
+        self.try_apply(Vec::new(), &changes)?;
+        Ok(changes.len())
     }
 
     fn lose_certainty(&mut self) {
@@ -345,31 +413,6 @@ impl Space {
         let Some(filter) = &mut self.filter else { return Ok(BTreeMap::new()) };
         let Some(first) = filter.tables.first() else { return Ok(BTreeMap::new()) };
         filter.socket.counts(&first.table)
-    }
-
-    fn install_tables(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<Made> {
-        let mut made = Made::default();
-        let Some(filter) = &mut self.filter else { return Ok(made) };
-        for (number, installed) in filter.tables.iter_mut().enumerate() {
-            match filter.socket.find(&installed.table)? {
-                Found::This(print) if installed.print.is_none_or(|known| known == print) => {
-                    installed.print = Some(print);
-                }
-                // An earlier build's may be full of what we have not heard of yet.
-                Found::Other if surplus == Surplus::Keep => {}
-                Found::This(_) | Found::Other | Found::Nothing => {
-                    let elements = if number == 0 { all_elements(wanted) } else { Vec::new() };
-                    let print = filter.socket.install(&installed.table, &elements)?;
-                    installed.print = Some(print);
-                    made.count += 1;
-                    made.elements |= number == 0;
-                }
-            }
-        }
-        if made.count > 0 {
-            filter.generation = filter.socket.generation()?;
-        }
-        Ok(made)
     }
 
     /// What the kernel holds of what could be ours.
@@ -451,6 +494,9 @@ fn all_elements(wanted: &Wanted) -> Vec<Edit> {
     slots.extend(verdicts);
     slots
 }
+
+/// Elements that take longer than a thread.
+const FILLED_MIN: usize = 2_000;
 
 /// Links, neighbours, addresses, routes and rules, of both families.
 const GROUPS: &[libc::c_int] = &[1, 3, 5, 7, 8, 9, 11, 19];

@@ -510,6 +510,16 @@ fn services_take_time_that_grows_as_they_do() {
         add(0, 500, &mut told);
         path.update(told).await.unwrap();
         assert_eq!(path.repair().await.unwrap(), 0);
+        // All of it at once, and routes beside it, where there is no table any more.
+        let name = id::<NetworkId>(1001).to_string();
+        let sandbox = namespace_of(&lab.hosts[0].dir.path().join("sandboxes").join(name));
+        flush(&sandbox);
+        run_in(&sandbox, "ip link del vx");
+        assert!(path.repair().await.unwrap() > 2_000);
+        assert_eq!(path.repair().await.unwrap(), 0);
+        // And it still hears of what others do.
+        run_in(&sandbox, "ip link del vx");
+        assert!(path.inner.node().repair(false).unwrap() > 2_000);
     });
 }
 
