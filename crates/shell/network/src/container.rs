@@ -265,11 +265,9 @@ impl Connected {
     /// links is free; what comes for it before is lost. Waits for that, though not for ever.
     pub(crate) fn settle(self, container: &LocalContainer) -> io::Result<()> {
         let Some(mut inside) = self.inside else { return Ok(()) };
+        let mut looks = 0..ADDRESS_LOOKS;
         for address in container.links.iter().filter_map(|end| end.v6) {
-            for _ in 0..ADDRESS_LOOKS {
-                if inside.route.is_local(address.into())? {
-                    break;
-                }
+            while !inside.route.is_local(address.into())? && looks.next().is_some() {
                 std::thread::sleep(ADDRESS_PERIOD);
             }
         }

@@ -370,12 +370,13 @@ impl Space {
         let (made, routed) = std::thread::scope(|scope| {
             let made = scope.spawn(|| filter.install(wanted, surplus));
             let routed = self.repair_routes(wanted, surplus);
-            (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), routed)
+            (made.join(), routed)
         });
         let hears = deaf.and_then(|()| filter.changes.join(GROUPS));
         filter.note_certainty();
         self.filter = Some(filter);
         hears?;
+        let made = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok(made?.count + routed?)
     }
 
