@@ -318,7 +318,16 @@ fn plugged(wire: &OwnedFd, number: u32) -> OwnedFd {
     run_in(&namespace, &format!("ip addr add 192.0.2.{number}/24 dev eth0"));
     run_in(&namespace, &format!("ip addr add fd12::{number}/64 dev eth0 nodad"));
     run_in(&namespace, "ip link set eth0 up");
-    namespace
+    // The kernel's own address comes with the carrier, which is seen when the link is asked for, or
+    // up to a second later. It would be a change of the host in the middle of a test.
+    for _ in 0..500 {
+        run_in(&namespace, "ip link show dev eth0");
+        if !run_in(&namespace, "ip -6 addr show dev eth0 scope link").is_empty() {
+            return namespace;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("host {number} gets no address of the link");
 }
 
 pub(super) const INGRESS: u8 = 9;
