@@ -325,13 +325,13 @@ impl NodeNetwork {
         // Names are served while links are laid.
         let (begun, container) = oneshot::channel();
         let served = async {
-            let (container, host) = tokio::join!(container, host_resolvers());
-            // Without one the attachment has failed.
-            let Ok(container) = container else { return Ok(None) };
             let alone = [NetworkId::HOST, NetworkId::NONE];
             if wanted.attachments.iter().any(|one| alone.contains(&one.network)) {
                 return Ok(None);
             }
+            let (container, host) = tokio::join!(container, host_resolvers());
+            // Without one the attachment has failed.
+            let Ok(container) = container else { return Ok(None) };
             let port = self.serve(&wanted.id, &container, &host).await?;
             Ok::<_, RuntimeError>(Some((port, netd::resolv_conf(&host, &wanted.dns))))
         };

@@ -42,6 +42,7 @@ impl Node {
         wanted: &ContainerNetwork,
         begun: impl FnOnce(&LocalContainer),
     ) -> io::Result<Attached> {
+        // Before a namespace is taken for it, which would be lost with each attempt.
         for one in wanted.attachments.iter().chain(&wanted.connected) {
             if !self.is_own(one.network) {
                 self.known_network(one.network)?;

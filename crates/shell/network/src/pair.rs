@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use netplan::{GATEWAY_HARDWARE, Hardware, LocalLink};
 
 use crate::container::Interface;
+use crate::devices::rename;
 use crate::namespace::enter;
 use crate::netlink::{CREATE, EXCLUSIVE, Message};
 use crate::route::{self, Link, RouteSocket, link_header};
@@ -81,8 +82,7 @@ impl Pair<'_> {
             result => result?,
         }
         if interface.name != USUAL {
-            let named = change(far).text(libc::IFLA_IFNAME, &interface.name);
-            inside.route.batch(vec![named], &[])?;
+            inside.route.request(rename(far, &interface.name))?;
         }
         Ok(true)
     }
@@ -135,10 +135,6 @@ pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
             data.nested(VETH_INFO_PEER, |peer| end(peer.raw(&link_header(0, 0)), far))
         })
     })
-}
-
-fn change(link: u32) -> Message {
-    Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0))
 }
 
 const VETH_INFO_PEER: u16 = 1;

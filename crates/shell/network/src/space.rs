@@ -359,7 +359,7 @@ impl Space {
         let Some(filter) = &mut self.filter else { return Ok(false) };
         let Some(first) = filter.tables.first() else { return Ok(false) };
         let count: usize = wanted.elements.values().map(Elements::len).sum();
-        Ok(count > FILLED_MIN && filter.socket.find(&first.table)? == Found::Nothing)
+        Ok(count > FILLED_MIN && !filter.socket.is_there(&first.table)?)
     }
 
     /// Makes tables and routes side by side: the kernel has a lock for each.

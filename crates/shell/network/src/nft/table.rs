@@ -309,8 +309,7 @@ impl NftSocket {
 
     /// Makes the table, or makes it anew in one transaction; answers its print.
     pub(crate) fn install(&mut self, table: &Table, elements: &[Edit]) -> io::Result<u64> {
-        let there = self.find(table)? != Found::Nothing;
-        if there {
+        if self.is_there(table)? {
             // A packet sees one or the other.
             let mut messages = vec![table.table(DELETE_TABLE, 0)];
             messages.extend(table.creation());
@@ -380,13 +379,23 @@ impl NftSocket {
         self.0.transaction(begin, messages, mark(BATCH_END))
     }
 
+    /// Whether there is a table of this name, whoever made it.
+    pub(crate) fn is_there(&mut self, table: &Table) -> io::Result<bool> {
+        Ok(self.head(table)?.is_some())
+    }
+
+    /// What the kernel says of the table alone; `None`: there is none.
+    fn head(&mut self, table: &Table) -> io::Result<Option<Answer>> {
+        match self.0.ask(table.table(GET_TABLE, 0)) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Looks at the constant part.
     pub(crate) fn find(&mut self, table: &Table) -> io::Result<Found> {
-        let answer = match self.0.ask(table.table(GET_TABLE, 0)) {
-            Ok(answer) => answer,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(error) => return Err(error),
-        };
+        let Some(answer) = self.head(table)? else { return Ok(Found::Nothing) };
         let said = answer.get(4..).and_then(|rest| attribute(rest, TABLE_USER_DATA));
         if said != Some(&table.identity.to_be_bytes()) {
             return Ok(Found::Other);
