@@ -8,7 +8,8 @@ pub(crate) mod rig;
 mod traffic;
 
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netd::{Client, Container, Forward};
@@ -59,7 +60,7 @@ async fn one_round() -> Result<Vec<Row>> {
     let swap = swaps(&host).await?;
     let (grow, shrink) = growth(&host).await?;
     let remote = remotes(&host).await?;
-    let container = containers(&host).await?;
+    let [apart, at_once] = containers(&host).await?;
     host.path.remove_all().await?;
     Ok(vec![
         ("network: 10,000 services x 10, loaded from nothing", "ms", load),
@@ -68,7 +69,8 @@ async fn one_round() -> Result<Vec<Row>> {
         ("network: one service grown beside them, p50", "us", grow),
         ("network: one service shrunk beside them, p50", "us", shrink),
         ("network: one of 1,000 remote endpoints", "us", remote),
-        ("network: a container on one network connected, its names served, p50", "us", container),
+        ("network: a container on one network connected, its names served, p50", "us", apart),
+        ("network: the same, one right after another, p50", "us", at_once),
     ])
 }
 
@@ -156,13 +158,29 @@ async fn remotes(host: &Host) -> Result<f64> {
     Ok(timed(host, vec![update]).await? / f64::from(REMOTES))
 }
 
-/// Links, addresses, routes, rules and the resolver, side by side as the daemon does it.
-async fn containers(host: &Host) -> Result<f64> {
+/// Containers that come as a node starts them, and others one right after another.
+async fn containers(host: &Host) -> Result<[f64; 2]> {
     // This very program is netd too.
     let options = netd::Options::new(host.dir.path().to_owned(), "bench".into());
     let names = Client::connect_or_start(options).await?;
+    let apart = connections(host, &names, 0..CONTAINERS, PROCESS_START).await?;
+    let at_once = connections(host, &names, CONTAINERS..2 * CONTAINERS, Duration::ZERO).await?;
+    names.stop().await?;
+    Ok([apart, at_once])
+}
+
+/// Links, addresses, routes, rules and the resolver, side by side as the daemon does it.
+async fn connections(
+    host: &Host,
+    names: &Client,
+    numbers: Range<u32>,
+    pause: Duration,
+) -> Result<f64> {
     let mut times = Vec::new();
-    for number in 0..CONTAINERS {
+    for number in numbers {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let wanted = ContainerNetwork {
             id: format!("container{number}"),
             hostname: "container".into(),
@@ -190,7 +208,6 @@ async fn containers(host: &Host) -> Result<f64> {
         host.path.set_resolver(&wanted.id, port?).await?;
         times.push(begin.elapsed().as_secs_f64() * 1e6);
     }
-    names.stop().await?;
     Ok(median(&times))
 }
 
@@ -276,4 +293,6 @@ const BACKENDS: u32 = 10;
 const CHANGES: u32 = 60;
 const REMOTES: u32 = 1_000;
 const CONTAINERS: u32 = 50;
+/// What a container's process takes at least, before the next one is connected.
+const PROCESS_START: Duration = Duration::from_millis(20);
 const CROWD: u32 = 5_000;

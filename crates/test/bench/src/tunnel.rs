@@ -8,15 +8,17 @@ mod lines;
 mod node;
 mod rotation;
 mod space;
+mod stream;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use self::lines::{Containers, Flow, Hosts};
+use self::lines::{Containers, Hosts};
 pub use self::node::run as run_node;
 use self::node::{Kind, Node};
+use self::stream::{Flow, Sender};
 use crate::figure::{Figure, median};
 
 /// All of them.
@@ -29,9 +31,10 @@ pub fn measure(rounds: usize) -> Result<Vec<Figure>> {
     } else {
         println!("tunnel: no underlay that takes packets, since ethtool is not there");
     }
+    let senders = Sender::all();
     for wire in wires {
-        figures.extend(host_to_host(rounds, wire, peer.as_ref())?);
-        figures.extend(containers(rounds, wire)?);
+        figures.extend(host_to_host(rounds, wire, &senders, peer.as_ref())?);
+        figures.extend(containers(rounds, wire, &senders)?);
     }
     figures.push(first_packet(rounds.max(FIRST_PACKETS))?);
     figures.push(rotation(rounds)?);
@@ -73,54 +76,61 @@ fn in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-fn host_to_host(rounds: usize, wire: Wire, peer: Option<&PathBuf>) -> Result<Vec<Figure>> {
-    let (mut ours, mut theirs): (Vec<Flow>, Vec<Flow>) = (Vec::new(), Vec::new());
+fn host_to_host(
+    rounds: usize,
+    wire: Wire,
+    senders: &[Sender],
+    peer: Option<&PathBuf>,
+) -> Result<Vec<Figure>> {
+    let (mut ours, mut theirs): (Vec<Vec<Flow>>, Vec<Vec<Flow>>) = (Vec::new(), Vec::new());
     let (mut added, mut added_theirs) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let hosts = Hosts::lay(&Kind::Ours, wire)?;
-        ours.push(hosts.stream(TIME)?);
+        ours.push(senders.iter().map(|sender| hosts.stream(*sender)).collect::<Result<_>>()?);
         added.push(hosts.added_round_trip()?);
         drop(hosts);
         if let Some(program) = peer {
             let hosts = Hosts::lay(&Kind::Peer(program.clone()), wire)?;
-            theirs.push(hosts.stream(TIME)?);
+            theirs.push(senders.iter().map(|sender| hosts.stream(*sender)).collect::<Result<_>>()?);
             added_theirs.push(hosts.added_round_trip()?);
         }
     }
-    let name = |what: &str| format!("tunnel: {what}, host to host, {}", wire.name());
-    let mut figures = rates(&ours, &theirs, rounds, name);
-    figures.push(figure(name("added round trip"), "ms", &added, &added_theirs, rounds));
+    let what = format!("host to host, {}", wire.name());
+    let mut figures = rates(senders, &ours, &theirs, &what);
+    let name = format!("tunnel: added round trip, {what}");
+    figures.push(figure(name, "ms", &added, &added_theirs, rounds));
     Ok(figures)
 }
 
-fn containers(rounds: usize, wire: Wire) -> Result<Vec<Figure>> {
+fn containers(rounds: usize, wire: Wire, senders: &[Sender]) -> Result<Vec<Figure>> {
     let mut flows = Vec::new();
     for _ in 0..rounds {
-        flows.push(Containers::lay(wire)?.stream(TIME)?);
+        let line = Containers::lay(wire)?;
+        flows.push(senders.iter().map(|sender| line.stream(*sender)).collect::<Result<_>>()?);
     }
-    let name = |what: &str| format!("tunnel: {what}, container to container, {}", wire.name());
-    Ok(rates(&flows, &[], rounds, name))
+    let what = format!("container to container, {}", wire.name());
+    Ok(rates(senders, &flows, &[], &what))
 }
 
-fn rates(
-    ours: &[Flow],
-    theirs: &[Flow],
-    rounds: usize,
-    name: impl Fn(&str) -> String,
-) -> Vec<Figure> {
-    let of = |flows: &[Flow], value: fn(&Flow) -> f64| flows.iter().map(value).collect::<Vec<_>>();
+/// Of what each sender did in each round.
+fn rates(senders: &[Sender], ours: &[Vec<Flow>], theirs: &[Vec<Flow>], line: &str) -> Vec<Figure> {
     type Value = fn(&Flow) -> f64;
     let values: [(&str, &'static str, Value); 3] = [
         ("one stream", "Gb/s", |flow| flow.rate),
-        ("one stream, of the sender's daemon", "Gb/s/core", |flow| flow.per_core_sent),
-        ("one stream, of the receiver's daemon", "Gb/s/core", |flow| flow.per_core_received),
+        ("of the sender's daemon", "Gb/s/core", |flow| flow.per_core_sent),
+        ("of the receiver's daemon", "Gb/s/core", |flow| flow.per_core_received),
     ];
-    values
-        .into_iter()
-        .map(|(what, unit, value)| {
-            figure(name(what), unit, &of(ours, value), &of(theirs, value), rounds)
-        })
-        .collect()
+    let mut figures = Vec::new();
+    for (at, sender) in senders.iter().enumerate() {
+        for (what, unit, value) in values {
+            let of = |flows: &[Vec<Flow>]| -> Vec<f64> {
+                flows.iter().filter_map(|round| round.get(at)).map(value).collect()
+            };
+            let name = format!("tunnel: {what} ({}), {line}", sender.name());
+            figures.push(figure(name, unit, &of(ours), &of(theirs), ours.len()));
+        }
+    }
+    figures
 }
 
 fn figure(name: String, unit: &'static str, ours: &[f64], theirs: &[f64], rounds: usize) -> Figure {
@@ -186,7 +196,6 @@ fn await_that(what: &str, mut so: impl FnMut() -> bool) -> Result<()> {
 
 const PEER: &str = "boringtun-cli";
 const PEERS: usize = 1000;
-const TIME: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,29 +1,18 @@
 //! Lines through tunnels, and what flows over them.
 //!
-//! Owns: hosts and containers at both ends, a stream, a round trip.
-//! Does not know: whose daemons stand between. Invariant: a line is warm before it is measured.
+//! Owns: hosts and containers at both ends, and round trips.
+//! Does not know: whose daemons stand between.
+//! Invariant: a line has carried a packet before it is measured.
 
-use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{setsockopt, sockopt};
 
 use super::node::{Kind, MTU, Node, inner};
 use super::space::{Space, cabled};
-use super::{PATIENCE, Wire, await_that};
-
-/// What one stream did.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Flow {
-    /// Gb/s.
-    pub(super) rate: f64,
-    /// Gb for each second of processor time of the sender's daemon.
-    pub(super) per_core_sent: f64,
-    pub(super) per_core_received: f64,
-}
+use super::stream::{Flow, Sender};
+use super::{Wire, await_that};
 
 /// Two hosts with a tunnel between them.
 pub(super) struct Hosts {
@@ -44,8 +33,8 @@ impl Hosts {
         Ok(hosts)
     }
 
-    pub(super) fn stream(&self, time: Duration) -> Result<Flow> {
-        flow(&self.spaces, inner(2).into(), &self.nodes, time)
+    pub(super) fn stream(&self, sender: Sender) -> Result<Flow> {
+        sender.flow(&self.spaces, inner(2).into(), &self.nodes)
     }
 
     /// Milliseconds on average, over those of the cable.
@@ -98,8 +87,8 @@ impl Containers {
         Ok(Self { containers, nodes, _spaces: spaces })
     }
 
-    pub(super) fn stream(&self, time: Duration) -> Result<Flow> {
-        flow(&self.containers, [10, 77, 2, 2].into(), &self.nodes, time)
+    pub(super) fn stream(&self, sender: Sender) -> Result<Flow> {
+        sender.flow(&self.containers, [10, 77, 2, 2].into(), &self.nodes)
     }
 }
 
@@ -135,55 +124,6 @@ fn container(sandbox: &Space, own: u8) -> Result<Space> {
     space.run("ip link set eth0 up")?;
     space.run(&format!("ip route add default via 10.77.{own}.1"))?;
     Ok(space)
-}
-
-/// One stream from the first to the second, for that time after a beginning.
-fn flow(spaces: &[Space; 2], to: IpAddr, nodes: &[Node; 2], time: Duration) -> Result<Flow> {
-    let listener = spaces[1].enter(move || Ok(TcpListener::bind((to, 0))?))?;
-    let there = listener.local_addr()?;
-    let (measure, measured) = std::sync::mpsc::sync_channel(0);
-    let sender = spaces[0].try_clone()?;
-    let sending = std::thread::spawn(move || {
-        sender.enter(move || {
-            let mut stream = TcpStream::connect_timeout(&there, PATIENCE)?;
-            setsockopt(&stream, sockopt::TcpCongestion, &OsString::from(CONGESTION_CONTROL))?;
-            let chunk = vec![7; 1 << 20];
-            // Until the receiver goes.
-            while stream.write_all(&chunk).is_ok() {}
-            Ok(())
-        })
-    });
-    let receiving = std::thread::spawn(move || -> Result<(f64, f64)> {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut buffer = vec![0; 1 << 20];
-        let mut read = |limit: Duration| -> Result<(f64, f64)> {
-            let (begun, mut bytes) = (Instant::now(), 0);
-            while begun.elapsed() < limit {
-                bytes += stream.read(&mut buffer)?;
-            }
-            Ok((bytes as f64 * 8e-9, begun.elapsed().as_secs_f64()))
-        };
-        read(WARM)?;
-        measure.send(())?;
-        let measured = read(time)?;
-        measure.send(())?;
-        Ok(measured)
-    });
-    let times = || -> Result<[f64; 2]> { Ok([nodes[0].cpu_seconds()?, nodes[1].cpu_seconds()?]) };
-    let ended = "the stream ended early";
-    measured.recv().context(ended)?;
-    let before = times()?;
-    measured.recv().context(ended)?;
-    let after = times()?;
-    let joined = receiving.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
-    let (gigabits, seconds) = joined?;
-    sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-    Ok(Flow {
-        rate: gigabits / seconds,
-        per_core_sent: gigabits / (after[0] - before[0]),
-        per_core_received: gigabits / (after[1] - before[1]),
-    })
 }
 
 /// Milliseconds of one, on average.
@@ -232,9 +172,4 @@ fn echo(spaces: &[Space; 2], to: IpAddr) -> Result<(Ending, UdpSocket)> {
     Ok((Ending(ending, address), client))
 }
 
-/// Linux's own choice, whatever this host's: the timers of one that paces are charged to whoever
-/// runs, and would be measured too.
-const CONGESTION_CONTROL: &str = "cubic";
-/// Until the window has grown.
-const WARM: Duration = Duration::from_millis(500);
 const ROUND_TRIPS: u32 = 2000;
