@@ -4,6 +4,7 @@
 //! Does not know: clusters. Invariant: ours and the peer's take turns in one run, on the same wire,
 //! with the same programs at both ends.
 
+mod by_hand;
 pub(crate) mod rig;
 mod traffic;
 
@@ -21,28 +22,48 @@ use self::rig::{Host, Rig, address, id, network_part};
 use crate::figure::{Figure, median};
 
 /// Changes: a full load, one backend swapped, a service grown and shrunk, one remote endpoint, one
-/// container connected.
+/// container connected; beside some of them the least that makes the same packets pass, by hand.
 pub async fn changes(rounds: usize) -> Result<Vec<Figure>> {
-    let mut all: Vec<(&'static str, &'static str, Vec<f64>)> = Vec::new();
+    let mut all: Vec<(Row, Vec<f64>, Vec<f64>)> = Vec::new();
     for _ in 0..rounds {
-        for (number, (name, unit, value)) in one_round().await?.into_iter().enumerate() {
-            match all.get_mut(number) {
-                Some((_, _, values)) => values.push(value),
-                None => all.push((name, unit, vec![value])),
+        for (number, row) in one_round().await?.into_iter().enumerate() {
+            if all.len() == number {
+                all.push((row, Vec::new(), Vec::new()));
+            }
+            if let Some((_, ours, peers)) = all.get_mut(number) {
+                ours.push(row.ours);
+                peers.extend(row.peer.map(|(value, _)| value));
             }
         }
     }
-    let figure = |(name, unit, values): (&str, &'static str, Vec<f64>)| Figure {
-        name: name.to_owned(),
+    let figure = |(Row { name, unit, peer, .. }, ours, peers): (Row, Vec<f64>, Vec<f64>)| Figure {
+        name: format!("network: {name}"),
         unit,
-        ours: median(&values),
-        peer: None,
+        ours: median(&ours),
+        peer: peer.map(|(_, name)| (median(&peers), name)),
         rounds,
     };
     Ok(all.into_iter().map(figure).collect())
 }
 
-type Row = (&'static str, &'static str, f64);
+/// Of one round.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    name: &'static str,
+    unit: &'static str,
+    ours: f64,
+    peer: Option<(f64, &'static str)>,
+}
+
+impl Row {
+    fn new(name: &'static str, unit: &'static str, ours: f64) -> Self {
+        Self { name, unit, ours, peer: None }
+    }
+
+    fn beside(self, peer: f64, name: &'static str) -> Self {
+        Self { peer: Some((peer, name)), ..self }
+    }
+}
 
 async fn one_round() -> Result<Vec<Row>> {
     let rig = Rig::new()?;
@@ -62,15 +83,19 @@ async fn one_round() -> Result<Vec<Row>> {
     let remote = remotes(&host).await?;
     let [apart, at_once] = containers(&host).await?;
     host.path.remove_all().await?;
+    let routes = by_hand::routes(SERVICES * BACKENDS)? / 1e3;
+    let route = by_hand::routes(REMOTES)? / f64::from(REMOTES);
+    let container = "a container on one network connected, its names served, p50";
     Ok(vec![
-        ("network: 10,000 services x 10, loaded from nothing", "ms", load),
-        ("network: memory of the kernel for them", "MiB", memory),
-        ("network: one endpoint swapped beside them, p50", "us", swap),
-        ("network: one service grown beside them, p50", "us", grow),
-        ("network: one service shrunk beside them, p50", "us", shrink),
-        ("network: one of 1,000 remote endpoints", "us", remote),
-        ("network: a container on one network connected, its names served, p50", "us", apart),
-        ("network: the same, one right after another, p50", "us", at_once),
+        Row::new("10,000 services x 10, loaded from nothing", "ms", load)
+            .beside(routes, "ip -batch, routes alone"),
+        Row::new("memory of the kernel for them", "MiB", memory),
+        Row::new("one endpoint swapped beside them, p50", "us", swap),
+        Row::new("one service grown beside them, p50", "us", grow),
+        Row::new("one service shrunk beside them, p50", "us", shrink),
+        Row::new("one of 1,000 remote endpoints", "us", remote).beside(route, "ip -batch"),
+        Row::new(container, "us", apart).beside(by_hand::container()?, "ip, links alone"),
+        Row::new("the same, one right after another, p50", "us", at_once),
     ])
 }
 
