@@ -23,7 +23,7 @@ use crate::pair::{self, Pair};
 use crate::route::{self, V4, V6};
 use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
-use crate::spare::{Prepared, Spare, first_network};
+use crate::spare::{Spare, first_network};
 
 impl Node {
     /// Connects a container, or mends what is connected; `begun` is told what is being laid.
@@ -33,7 +33,7 @@ impl Node {
         begun: impl FnOnce(&LocalContainer),
     ) -> io::Result<Attached> {
         let attached = self.try_attach(wanted, begun);
-        self.replace_spares();
+        self.replace_spares(self.plannable(wanted));
         attached
     }
 
@@ -49,7 +49,7 @@ impl Node {
             }
         }
         let made = self.new_namespace(wanted)?;
-        let container = self.plan_container(wanted, made.as_ref().and_then(Spare::near))?;
+        let container = self.plan_container(wanted, made.as_ref())?;
         let known = self.planner.containers().get(&wanted.id).cloned();
         let mut gone = Vec::new();
         if let Some(known) = known.filter(|known| *known != container) {
@@ -76,12 +76,12 @@ impl Node {
         })
     }
 
-    /// What the container's links should be: those that it has, where they are as asked for; the
-    /// one to the mesh is `prepared` when there is such a one.
+    /// What the container's links should be: those that were `made` with its namespace, or that it
+    /// has, where they are as asked for.
     fn plan_container(
         &mut self,
         wanted: &ContainerNetwork,
-        prepared: Option<&str>,
+        made: Option<&Spare>,
     ) -> io::Result<LocalContainer> {
         let known = self.planner.containers().get(&wanted.id).cloned().unwrap_or_default();
         let mut plan = LocalContainer {
@@ -99,9 +99,15 @@ impl Node {
                 && !self.known_network(attachment.network)?.internal;
             self.plan_link(&mut plan, &known, attachment, AskedBy::Service)?;
         }
+        for end in &mut plan.links {
+            if let Some(near) = made.and_then(|made| made.near(end.network)) {
+                near.clone_into(&mut end.link);
+            }
+        }
         plan.outward = outward;
         if self.is_on_mesh(wanted) {
             let before = known.links.iter().find(|end| end.network.is_none());
+            let prepared = made.and_then(|made| made.near(None));
             let mut mesh = self.plan_mesh_link(wanted, before, prepared)?;
             mesh.interface = container::free_interface(&plan);
             plan.links.push(mesh);
@@ -289,22 +295,19 @@ impl Node {
         };
         let new = made.is_some();
         let (mut inside, namespace, there, prepared) = match made {
-            Some(Spare { inside, namespace, mesh, .. }) => (inside, namespace, Vec::new(), mesh),
+            Some(Spare { inside, namespace, links, .. }) => (inside, namespace, Vec::new(), links),
             None => {
                 let namespace = self.containers.open_one(id)?;
                 let mut inside = enter(&namespace, || Space::open(Kind::Container))?;
                 let there = inside.learn_links()?;
-                (inside, namespace, there, None)
+                (inside, namespace, there, Vec::new())
             }
         };
         let known = self.interfaces(&container);
         let alias = format!("{}/{id}", self.names.alias);
-        // First, for its name may be another link's.
-        let claimed = match prepared {
-            Some(prepared) => self.claim(&prepared, &known, &alias, &mut inside)?,
-            None => false,
-        };
-        let mut laid = Vec::new();
+        // First, for one's name may be another link's.
+        let claimed = self.claim(prepared, &known, &alias, &mut inside)?;
+        let mut laid = claimed.clone();
         for (end, interface) in &known {
             let far = there.iter().find(|link| link.name == interface.name);
             if let Some(network) = self.local_network(end) {
@@ -315,8 +318,7 @@ impl Node {
             }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
-            if claimed && scope == Scope::Mesh {
-                laid.push(*end);
+            if claimed.contains(end) {
                 continue;
             }
             // One that is left of an earlier namespace is found when it is in the way.
@@ -347,22 +349,6 @@ impl Node {
         Ok(Connected { differing, inside: (!laid.is_empty()).then_some(inside) })
     }
 
-    /// Gives a container the link to the mesh that was prepared with its namespace, if it is there.
-    fn claim(
-        &mut self,
-        prepared: &Prepared,
-        known: &[(&LocalLink, Interface)],
-        alias: &str,
-        inside: &mut Space,
-    ) -> io::Result<bool> {
-        let is_it = |(end, _): &&(&LocalLink, Interface)| {
-            end.network.is_none() && end.link == prepared.near
-        };
-        let Some(space) = self.spaces.get_mut(&Scope::Mesh) else { return Ok(false) };
-        let Some((end, interface)) = known.iter().find(is_it) else { return Ok(false) };
-        Pair { end, interface, alias }.claim(space, inside, prepared.far)
-    }
-
     /// Brings the container's ends up, and what leads to those that were laid.
     fn set_up(
         &mut self,
@@ -374,7 +360,8 @@ impl Node {
         let links = inside.learn_links()?.into_iter();
         let ours = links.filter_map(|link| {
             let (end, interface) = known.iter().find(|(_, one)| one.name == link.name)?;
-            Some(pair::set_up(&link, end, interface))
+            let hardware = self.local_network(end).is_none().then_some(end.hardware);
+            Some(pair::set_up(&link, hardware, interface))
         });
         inside.route.batch(ours.collect(), &[])?;
         for end in laid {

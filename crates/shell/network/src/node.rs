@@ -113,7 +113,7 @@ impl Node {
         node.probe_host()?;
         node.look_around()?;
         node.pass_firewalls()?;
-        node.replace_spares();
+        node.replace_spares(Vec::new());
         Ok(node)
     }
 
@@ -388,6 +388,7 @@ impl Node {
             }
         }
         self.spaces.retain(|scope, _| self.planner.wanted(*scope).is_some());
+        self.spares.keep(|network| self.planner.network(network).is_some());
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::namespace::enter;
 use crate::netlink::{CREATE, EXCLUSIVE, Message};
 use crate::route::{self, Link, RouteSocket, link_header};
 use crate::space::Space;
+use crate::spare::{Planned, Prepared};
 
 /// One end of a pair in the making.
 #[derive(Clone, Copy, Debug)]
@@ -70,48 +71,52 @@ impl Pair<'_> {
     }
 
     /// Takes one that was prepared. `false`: our end went with the namespace that it was in.
-    pub(crate) fn claim(self, space: &mut Space, inside: &mut Space, far: u32) -> io::Result<bool> {
+    pub(crate) fn claim(
+        self,
+        space: &mut Space,
+        inside: &mut Space,
+        prepared: &Prepared,
+    ) -> io::Result<bool> {
         let Self { end, interface, alias } = self;
         let near = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link);
         match space.route.batch(vec![near], &[]) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
-                // The other end is about to go too.
-                inside.route.batch(vec![route::delete_link(far)], route::ABSENT)?;
-                return Ok(false);
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
             result => result?,
         }
-        if interface.name != USUAL {
-            inside.route.request(rename(far, &interface.name))?;
+        if interface.name != prepared.planned.name {
+            inside.route.request(rename(prepared.far, &interface.name))?;
         }
         Ok(true)
     }
 }
 
-/// Makes a pair between the mesh and the namespace of `inside`, for whichever container that will
-/// be. Answers the number of the container's end.
+/// Makes a pair between the namespace `place` and that of `inside`, for whichever container that
+/// will be. Answers the number of the container's end.
 pub(crate) fn prepare(
-    mesh: &OwnedFd,
-    near: &str,
-    mtu: u32,
+    place: &OwnedFd,
+    planned: &Planned,
     namespace: &OwnedFd,
     inside: &mut Space,
 ) -> io::Result<u32> {
-    let near = PairEnd { name: near, hardware: GATEWAY_HARDWARE, mtu, namespace: None };
-    let far = PairEnd { name: USUAL, namespace: Some(namespace), ..near };
+    let Planned { network, near, name, mtu } = planned;
+    let near = PairEnd { name: near, hardware: GATEWAY_HARDWARE, mtu: *mtu, namespace: None };
+    let far = PairEnd { name, namespace: Some(namespace), ..near };
     let named = |message: Message| message.text(libc::IFLA_IFNAME, near.name);
-    let all = vec![add_pair(&near, &far), named(route::quiet(0, false)), named(route::set_up(0))];
-    enter(mesh, || RouteSocket::open()?.batch(all, &[]))?;
-    inside.index_of(USUAL)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    let strict = network.is_some();
+    let all = vec![add_pair(&near, &far), named(route::quiet(0, strict)), named(route::set_up(0))];
+    enter(place, || RouteSocket::open()?.batch(all, &[]))?;
+    inside.index_of(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Brings a container's end up. One that was prepared is not as it should be yet.
-pub(crate) fn set_up(link: &Link, end: &LocalLink, interface: &Interface) -> Message {
+/// Brings a container's end up. One of ours that was prepared is not as it should be yet.
+pub(crate) fn set_up(link: &Link, ours: Option<Hardware>, interface: &Interface) -> Message {
     let message = route::set_up(link.index);
-    if end.network.is_some() || (link.mtu, link.hardware) == (interface.mtu, end.hardware) {
-        return message;
+    match ours {
+        Some(hardware) if (link.mtu, link.hardware) != (interface.mtu, hardware) => {
+            message.number(libc::IFLA_MTU, interface.mtu).bytes(libc::IFLA_ADDRESS, &hardware)
+        }
+        _ => message,
     }
-    message.number(libc::IFLA_MTU, interface.mtu).bytes(libc::IFLA_ADDRESS, &end.hardware)
 }
 
 /// Makes a pair of links. A peer in another namespace is set up from inside. Of one queue, which
@@ -138,6 +143,3 @@ pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
 }
 
 const VETH_INFO_PEER: u16 = 1;
-
-/// Of the container's end: most containers are on one network besides.
-const USUAL: &str = "eth1";

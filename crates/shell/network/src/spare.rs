@@ -1,40 +1,53 @@
 //! Namespaces for containers, made ahead of time: that takes as long as all else together.
 //!
-//! Owns: the thread that makes them, and the few that wait.
-//! Does not know: who gets one, and what it is connected to besides the mesh.
+//! Owns: the thread that makes them, the few that wait, and their links.
+//! Does not know: who gets one, and what leads to it.
 //! Invariant: one that waits is held by descriptors only, so that it ends with the daemon, and its
-//! link with it; one that was made under other switches of the host than those of now is not given
-//! out.
+//! links with it; one that was made under other switches of the host than those of now, or for a
+//! network that is gone, is not given out.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use netplan::Scope;
+use netplan::{LocalLink, Scope};
 use ports::network::ContainerNetwork;
 use types::NetworkId;
 
-use crate::container::UPLINK_MTU;
+use crate::container::{Interface, UPLINK_MTU};
 use crate::namespace::{enter, in_new, own_namespace};
 use crate::node::Node;
+use crate::pair::Pair;
 use crate::space::{Kind, Space};
 use crate::sysctl::{self, Inherited};
 use crate::{pair, resolver, route};
 
-/// A namespace with its loopback up, a way to the resolver, and perhaps a link to the mesh.
+/// A namespace with its loopback up, a way to the resolver, and links to where its container will
+/// be connected.
 #[derive(Debug)]
 pub(crate) struct Spare {
     pub(crate) namespace: OwnedFd,
     pub(crate) inside: Space,
     pub(crate) resolver_port: u16,
-    pub(crate) mesh: Option<Prepared>,
+    pub(crate) links: Vec<Prepared>,
 }
 
-/// A pair of links that nobody uses yet: its end in the mesh, and the number of the other one.
+/// A pair of links that nobody uses yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    /// `None`: to the mesh.
+    pub(crate) network: Option<NetworkId>,
+    pub(crate) near: String,
+    /// Of the container's end.
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+}
+
+/// The same, and the number of the container's end.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) near: String,
+    pub(crate) planned: Planned,
     pub(crate) far: u32,
 }
 
@@ -46,23 +59,37 @@ pub(crate) struct Spares {
     /// How often that was another.
     age: u64,
     asked: SyncSender<Order>,
-    ready: Receiver<Delivery>,
-    /// Of all that wait or are asked for: the ends in the mesh.
-    links: BTreeSet<String>,
+    delivered: Receiver<Delivery>,
+    /// Those that wait or are asked for, the oldest first.
+    all: Vec<Waiting>,
+    /// Of the next order.
+    number: u64,
+    /// The networks of the container before.
+    last: Vec<NetworkId>,
+    /// Those of the one before it were the same.
+    repeated: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    age: u64,
+    /// In the container's order; none: only the mesh.
+    networks: Vec<NetworkId>,
+    links: Vec<String>,
+    spare: Option<Spare>,
 }
 
 #[derive(Debug)]
 struct Order {
-    age: u64,
-    near: String,
-    mtu: u32,
-    mesh: Option<OwnedFd>,
+    number: u64,
+    /// With the namespaces of our ends.
+    links: Vec<(Planned, OwnedFd)>,
 }
 
 #[derive(Debug)]
 struct Delivery {
-    age: u64,
-    near: String,
+    number: u64,
     spare: io::Result<Spare>,
 }
 
@@ -70,20 +97,21 @@ impl Spares {
     /// Makes them in the likeness of `host`. Without a thread for it each is made when it is asked
     /// for.
     pub(crate) fn start(host: OwnedFd, resolver_port: u16) -> io::Result<Self> {
-        // There are no more than those at a time.
-        let (made, ready) = sync_channel(WAITING);
+        let (made, delivered) = sync_channel(WAITING);
         let (asked, asks) = sync_channel::<Order>(WAITING);
         let place = host.try_clone()?;
         let serve = move || {
             let _ = enter(&place, || {
                 // It ends with the one who asks.
-                while let Ok(Order { age, near, mtu, mesh }) = asks.recv() {
+                while let Ok(Order { number, links }) = asks.recv() {
                     let mut spare = Spare::make(resolver_port);
-                    // Held no longer: it must be able to end.
-                    if let (Ok(spare), Some(mesh)) = (&mut spare, mesh) {
-                        spare.connect(&mesh, &near, mtu);
+                    // Our ends' namespaces are held no longer: they must be able to end.
+                    for (planned, place) in links {
+                        if let Ok(spare) = &mut spare {
+                            spare.connect(planned, &place);
+                        }
                     }
-                    if made.send(Delivery { age, near, spare }).is_err() {
+                    if made.send(Delivery { number, spare }).is_err() {
                         break;
                     }
                 }
@@ -95,8 +123,18 @@ impl Spares {
             tracing::warn!(%error, "no namespaces are made ahead of time");
         }
         let inherited = enter(&host, || Ok(sysctl::inherited()))?;
-        let links = BTreeSet::new();
-        Ok(Self { host, resolver_port, inherited, age: 0, asked, ready, links })
+        Ok(Self {
+            host,
+            resolver_port,
+            inherited,
+            age: 0,
+            asked,
+            delivered,
+            all: Vec::new(),
+            number: 0,
+            last: Vec::new(),
+            repeated: false,
+        })
     }
 
     /// Takes notice of the host's switches.
@@ -107,49 +145,132 @@ impl Spares {
         Ok(())
     }
 
-    /// One that waits, or else a new one, which has no link.
-    fn take(&mut self) -> io::Result<Spare> {
-        while let Ok(Delivery { age, near, spare }) = self.ready.try_recv() {
-            self.links.remove(&near);
-            if let Some(spare) = spare.ok().filter(|_| age == self.age) {
-                return Ok(spare);
+    /// Takes in what was made, and drops what is not as it should be any more.
+    fn receive(&mut self) {
+        while let Ok(Delivery { number, spare }) = self.delivered.try_recv() {
+            let Some(at) = self.all.iter().position(|one| one.number == number) else { continue };
+            match spare {
+                Ok(spare) => self.all[at].spare = Some(spare),
+                Err(_) => drop(self.all.remove(at)),
             }
         }
-        self.make()
+        let age = self.age;
+        self.all.retain(|one| one.spare.is_none() || one.age == age);
     }
 
-    /// A new one without a link.
+    /// One that waits for a container on these networks, or for any, or else a new one, which has
+    /// no links.
+    fn take(&mut self, networks: &[NetworkId]) -> io::Result<Spare> {
+        self.receive();
+        let ready = |networks: &[NetworkId]| {
+            self.all.iter().position(|one| one.spare.is_some() && one.networks == networks)
+        };
+        let at = ready(networks).or_else(|| ready(&[]));
+        match at.and_then(|at| self.all.remove(at).spare) {
+            Some(spare) => Ok(spare),
+            None => self.make(),
+        }
+    }
+
+    /// A new one without links.
     fn make(&self) -> io::Result<Spare> {
         enter(&self.host, || Spare::make(self.resolver_port))
     }
 
-    /// The ends in the mesh of all that wait or are on their way.
+    /// Our ends of all that wait or are on their way.
     pub(crate) fn links(&self) -> impl Iterator<Item = &String> {
-        self.links.iter()
+        self.all.iter().flat_map(|one| &one.links)
     }
 
-    fn is_one_missing(&self) -> bool {
-        self.links.len() < WAITING
+    /// Keeps those only whose networks all are there.
+    pub(crate) fn keep(&mut self, is_there: impl Fn(NetworkId) -> bool) {
+        self.all.retain(|one| one.networks.iter().all(|network| is_there(*network)));
     }
 
-    /// Has one more made, with a link to `mesh` whose end there is `near`.
-    fn ask(&mut self, near: String, mtu: u32, mesh: Option<OwnedFd>) {
-        self.links.insert(near.clone());
-        // Without a thread nothing comes.
-        let _ = self.asked.send(Order { age: self.age, near, mtu, mesh });
+    /// A container on these networks came. After two alike the next is expected to be so too.
+    fn note(&mut self, networks: Vec<NetworkId>) {
+        self.repeated = networks == self.last;
+        self.last = networks;
+    }
+
+    /// For which networks one more is to be made, if one is missing; one is always for any. What
+    /// was made for others than those of late makes room.
+    fn missing(&mut self) -> Option<Vec<NetworkId>> {
+        self.receive();
+        let next = if self.repeated { self.last.clone() } else { Vec::new() };
+        let others = self.all.iter().filter(|one| !one.networks.is_empty()).count();
+        let is_new = !next.is_empty() && self.all.iter().all(|one| one.networks != next);
+        if is_new && others + 1 >= WAITING {
+            let is_ready = |one: &Waiting| !one.networks.is_empty() && one.spare.is_some();
+            self.all.iter().position(is_ready).map(|at| self.all.remove(at));
+        }
+        if self.all.len() >= WAITING {
+            return None;
+        }
+        let is_one_for_any = self.all.iter().any(|one| one.networks.is_empty());
+        Some(if is_one_for_any { next } else { Vec::new() })
+    }
+
+    /// Has one more made; answers whether there is somebody who does it.
+    fn ask(&mut self, networks: Vec<NetworkId>, links: Vec<(Planned, OwnedFd)>) -> bool {
+        self.number += 1;
+        let near = links.iter().map(|(planned, _)| planned.near.clone()).collect();
+        let waiting =
+            Waiting { number: self.number, age: self.age, networks, links: near, spare: None };
+        // More than it has room for are on their way only after many were given up.
+        let asked = self.asked.try_send(Order { number: self.number, links }).is_ok();
+        if asked {
+            self.all.push(waiting);
+        }
+        asked
     }
 }
 
 impl Node {
-    /// Has as many namespaces made ahead of time as are missing. Not while a container waits: the
-    /// kernel has one lock for the links of all namespaces.
-    pub(crate) fn replace_spares(&mut self) {
-        while self.spares.is_one_missing() {
-            let near = self.new_link();
-            let mesh = self.sandboxes.open_one(&Self::sandbox_name(Scope::Mesh));
-            let mtu = self.planner.ingress().map_or(UPLINK_MTU, |part| part.mtu);
-            self.spares.ask(near, mtu, mesh.ok());
+    /// Has as many namespaces made ahead of time as are missing, after a container on such
+    /// networks. Not while a container waits: the kernel has one lock for the links of all
+    /// namespaces.
+    pub(crate) fn replace_spares(&mut self, networks: Vec<NetworkId>) {
+        self.spares.note(networks);
+        while let Some(networks) = self.spares.missing() {
+            let links = self.plan_links(&networks);
+            if !self.spares.ask(networks, links) {
+                break;
+            }
         }
+    }
+
+    /// As a container on these networks has them, the one to the mesh last.
+    fn plan_links(&mut self, networks: &[NetworkId]) -> Vec<(Planned, OwnedFd)> {
+        let mut links = Vec::new();
+        let all = networks.iter().map(|network| Some(*network)).chain([None]);
+        // Most containers are on one network, known or not.
+        let first = usize::from(networks.is_empty());
+        for (number, network) in (first..).zip(all) {
+            let part = match network {
+                Some(network) => self.planner.network(network),
+                None => self.planner.ingress(),
+            };
+            let mtu = part.map_or(UPLINK_MTU, |part| part.mtu);
+            let scope = network.map_or(Scope::Mesh, Scope::Overlay);
+            if let Ok(place) = self.sandboxes.open_one(&Self::sandbox_name(scope)) {
+                let (near, name) = (self.new_link(), format!("eth{number}"));
+                links.push((Planned { network, near, name, mtu }, place));
+            }
+        }
+        links
+    }
+
+    /// The networks of a container whose links can be made ahead of time, in its order.
+    pub(crate) fn plannable(&self, wanted: &ContainerNetwork) -> Vec<NetworkId> {
+        let all: Vec<NetworkId> = wanted.attachments.iter().map(|one| one.network).collect();
+        let once: BTreeSet<&NetworkId> = all.iter().collect();
+        let is_overlay = |network: &NetworkId| {
+            let part = self.planner.network(*network).filter(|part| !part.ingress);
+            part.is_some_and(|part| !part.driver.is_of_nodes())
+        };
+        let all_are = all.iter().all(is_overlay) && once.len() == all.len();
+        if all_are && all.len() <= NETWORKS_MAX { all } else { Vec::new() }
     }
 
     /// A namespace for a container that has none and needs one of its own.
@@ -159,7 +280,8 @@ impl Node {
             return Ok(None);
         }
         let on_mesh = first_network(wanted) != Some(NetworkId::NONE) && self.is_on_mesh(wanted);
-        let spare = if on_mesh { self.spares.take() } else { self.spares.make() };
+        let networks = self.plannable(wanted);
+        let spare = if on_mesh { self.spares.take(&networks) } else { self.spares.make() };
         spare.map(Some)
     }
 
@@ -178,6 +300,31 @@ impl Node {
         }
         Ok(())
     }
+
+    /// Gives a container the links that were made with its namespace; answers which of its own
+    /// they are. What it has no use for goes.
+    pub(crate) fn claim<'a>(
+        &mut self,
+        prepared: Vec<Prepared>,
+        known: &[(&'a LocalLink, Interface)],
+        alias: &str,
+        inside: &mut Space,
+    ) -> io::Result<Vec<&'a LocalLink>> {
+        let mut claimed = Vec::new();
+        for one in prepared {
+            let Planned { network, near, .. } = &one.planned;
+            let known = known.iter().find(|(end, _)| (&end.network, &end.link) == (network, near));
+            let space = self.spaces.get_mut(&network.map_or(Scope::Mesh, Scope::Overlay));
+            if let (Some((end, interface)), Some(space)) = (known, space)
+                && (Pair { end, interface, alias }).claim(space, inside, &one)?
+            {
+                claimed.push(*end);
+            } else {
+                inside.route.batch(vec![route::delete_link(one.far)], route::ABSENT)?;
+            }
+        }
+        Ok(claimed)
+    }
 }
 
 impl Spare {
@@ -187,19 +334,21 @@ impl Spare {
             let mut inside = Space::open(Kind::Container)?;
             inside.route.request(route::set_up(LOOPBACK))?;
             resolver::lead_to(resolver_port)?;
-            Ok(Self { resolver_port, namespace: own_namespace()?, inside, mesh: None })
+            Ok(Self { resolver_port, namespace: own_namespace()?, inside, links: Vec::new() })
         })
     }
 
-    fn connect(&mut self, mesh: &OwnedFd, near: &str, mtu: u32) {
-        match pair::prepare(mesh, near, mtu, &self.namespace, &mut self.inside) {
-            Ok(far) => self.mesh = Some(Prepared { near: near.to_owned(), far }),
+    fn connect(&mut self, planned: Planned, place: &OwnedFd) {
+        match pair::prepare(place, &planned, &self.namespace, &mut self.inside) {
+            Ok(far) => self.links.push(Prepared { planned, far }),
             Err(error) => tracing::debug!(%error, "no link was prepared"),
         }
     }
 
-    pub(crate) fn near(&self) -> Option<&str> {
-        self.mesh.as_ref().map(|mesh| mesh.near.as_str())
+    /// Our end of its link to a network, or to the mesh.
+    pub(crate) fn near(&self, network: Option<NetworkId>) -> Option<&str> {
+        let link = self.links.iter().find(|one| one.planned.network == network)?;
+        Some(&link.planned.near)
     }
 }
 
@@ -212,6 +361,9 @@ const LOOPBACK: u32 = 1;
 
 const WAITING: usize = 4;
 
+/// Of a container whose links are made ahead of time.
+const NETWORKS_MAX: usize = 4;
+
 const STACK_BYTES: usize = 128 * 1024;
 
 #[cfg(test)]
@@ -221,57 +373,134 @@ mod tests {
     use super::*;
     use crate::route::RouteSocket;
 
-    /// A host, a mesh, and what was asked for when it is ready.
-    fn waiting() -> (OwnedFd, OwnedFd, Spares) {
-        let new = || in_new(own_namespace).unwrap();
-        let (host, mesh) = (new(), new());
-        let mut spares = Spares::start(host.try_clone().unwrap(), 61_053).unwrap();
-        spares.ask("t1".into(), 1400, Some(mesh.try_clone().unwrap()));
-        for _ in 0..100 {
-            if has_link(&mesh) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        // The link is made last, but for being handed over.
-        std::thread::sleep(Duration::from_millis(100));
-        (host, mesh, spares)
+    fn network(number: u128) -> NetworkId {
+        NetworkId::from(base::Id::from_u128(number).unwrap())
     }
 
-    fn has_link(mesh: &OwnedFd) -> bool {
-        let found = enter(mesh, || RouteSocket::open()?.index_of("t1"));
+    fn new() -> OwnedFd {
+        in_new(own_namespace).unwrap()
+    }
+
+    fn start(host: &OwnedFd) -> Spares {
+        Spares::start(host.try_clone().unwrap(), 61_053).unwrap()
+    }
+
+    /// Asks for one with links to those namespaces, and awaits it.
+    fn ask(spares: &mut Spares, networks: &[NetworkId], places: &[(Option<NetworkId>, &OwnedFd)]) {
+        let number = spares.number + 1;
+        let planned = |(at, (network, place)): (usize, &(Option<NetworkId>, &OwnedFd))| {
+            let (near, name) = (format!("t{number}{at}"), format!("eth{at}"));
+            let place = place.try_clone().unwrap();
+            (Planned { network: *network, near, name, mtu: 1400 }, place)
+        };
+        let links = places.iter().enumerate().map(planned).collect();
+        assert!(spares.ask(networks.to_vec(), links));
+        eventually(|| {
+            spares.receive();
+            spares.all.iter().all(|one| one.spare.is_some())
+        });
+    }
+
+    fn eventually(so: impl FnMut() -> bool) {
+        let mut so = std::iter::repeat_with(so).take(1000);
+        assert!(so.any(|so| {
+            std::thread::sleep(Duration::from_millis(10 * u64::from(!so)));
+            so
+        }));
+    }
+
+    fn has_link(place: &OwnedFd, name: &str) -> bool {
+        let found = enter(place, || RouteSocket::open()?.index_of(name));
         found.unwrap().is_some()
     }
 
     #[test]
-    fn what_waits_is_given_out_with_its_link() {
-        let (_host, mesh, mut spares) = waiting();
-        assert_eq!(spares.links().collect::<Vec<_>>(), ["t1"]);
-        let mut spare = spares.take().unwrap();
-        assert_eq!((spare.near(), spares.links().count()), (Some("t1"), 0));
-        let far = spare.mesh.as_ref().unwrap().far;
+    fn what_waits_is_given_out_with_its_links() {
+        let (host, mesh, sandbox) = (new(), new(), new());
+        let mut spares = start(&host);
+        ask(&mut spares, &[network(1)], &[(Some(network(1)), &sandbox), (None, &mesh)]);
+        assert_eq!(spares.links().collect::<Vec<_>>(), ["t10", "t11"]);
+        // Not to another network's, nor to one that is on none.
+        assert_eq!(spares.take(&[network(2)]).unwrap().near(None), None);
+        assert_eq!(spares.take(&[]).unwrap().near(None), None);
+        let mut spare = spares.take(&[network(1)]).unwrap();
+        assert_eq!((spare.near(Some(network(1))), spare.near(None)), (Some("t10"), Some("t11")));
+        assert_eq!(spares.links().count(), 0);
         let links = spare.inside.learn_links().unwrap();
-        let end = links.iter().find(|link| link.index == far).unwrap();
-        assert_eq!((end.kind.as_str(), end.mtu, end.up), ("veth", 1400, false));
-        // Without one that waits, one is made.
-        assert_eq!(spares.take().unwrap().near(), None);
-        drop(spare);
-        for _ in 0..500 {
-            if !has_link(&mesh) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        for (at, one) in spare.links.iter().enumerate() {
+            let end = links.iter().find(|link| link.index == one.far).unwrap();
+            assert_eq!((end.kind.as_str(), end.mtu, end.up), ("veth", 1400, false));
+            assert_eq!(end.name, format!("eth{at}"));
         }
-        panic!("a link outlives the namespace of its other end");
+        // Without one that waits, one is made.
+        assert_eq!(spares.take(&[network(1)]).unwrap().near(None), None);
+        drop(spare);
+        eventually(|| !has_link(&mesh, "t11") && !has_link(&sandbox, "t10"));
     }
 
     #[test]
     fn what_was_made_under_other_switches_is_not_given_out() {
-        let (host, _mesh, mut spares) = waiting();
+        let (host, mesh) = (new(), new());
+        let mut spares = start(&host);
+        ask(&mut spares, &[], &[(None, &mesh)]);
         let switch = "/proc/sys/net/ipv4/conf/default/arp_ignore";
         enter(&host, || std::fs::write(switch, "1")).unwrap();
         spares.look().unwrap();
-        assert_eq!(spares.take().unwrap().near(), None);
-        assert!(spares.is_one_missing());
+        assert_eq!(spares.take(&[]).unwrap().near(None), None);
+        assert_eq!(spares.links().count(), 0);
+    }
+
+    #[test]
+    fn what_was_made_for_a_network_that_is_gone_is_not_given_out() {
+        let (host, mesh, sandbox) = (new(), new(), new());
+        let mut spares = start(&host);
+        ask(&mut spares, &[network(1)], &[(Some(network(1)), &sandbox)]);
+        ask(&mut spares, &[], &[(None, &mesh)]);
+        spares.keep(|one| one != network(1));
+        assert_eq!(spares.links().collect::<Vec<_>>(), ["t20"]);
+        assert_eq!(spares.take(&[network(1)]).unwrap().near(None), Some("t20"));
+    }
+
+    #[test]
+    fn two_alike_in_a_row_are_followed_by_a_third() {
+        let host = new();
+        let mut spares = start(&host);
+        let mut after = |networks: &[u128]| {
+            spares.note(networks.iter().map(|number| network(*number)).collect());
+            while let Some(networks) = spares.missing() {
+                ask(&mut spares, &networks, &[]);
+            }
+            let all = spares.all.iter().map(|one| one.networks.clone()).collect::<Vec<_>>();
+            let _ = spares.take(&networks.iter().map(|n| network(*n)).collect::<Vec<_>>());
+            all
+        };
+        let (any, one, two) = (Vec::new(), vec![network(1)], vec![network(2)]);
+        assert_eq!(after(&[1]), [&any, &any, &any, &any].map(Vec::clone));
+        assert_eq!(after(&[1]), [&any, &any, &any, &one].map(Vec::clone));
+        // That one was taken, and what is for any is left alone.
+        assert_eq!(after(&[1]), [&any, &any, &any, &one].map(Vec::clone));
+        assert_eq!(after(&[2]), [&any, &any, &any, &any].map(Vec::clone));
+        assert_eq!(after(&[2]), [&any, &any, &any, &two].map(Vec::clone));
+    }
+
+    #[test]
+    fn others_make_room_and_one_is_always_for_any() {
+        let host = new();
+        let mut spares = start(&host);
+        for _ in 0..WAITING - 1 {
+            ask(&mut spares, &[network(1)], &[]);
+        }
+        spares.note(vec![network(2)]);
+        assert_eq!(spares.missing(), Some(Vec::new()));
+        ask(&mut spares, &[], &[]);
+        assert_eq!(spares.missing(), None);
+        spares.note(vec![network(2)]);
+        assert_eq!(spares.missing(), Some(vec![network(2)]));
+        ask(&mut spares, &[network(2)], &[]);
+        assert_eq!(spares.missing(), None);
+        let count = |networks: &[NetworkId]| {
+            spares.all.iter().filter(|one| one.networks == networks).count()
+        };
+        assert_eq!((count(&[]), count(&[network(1)]), count(&[network(2)])), (1, 2, 1));
     }
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use ports::network::{ContainerNetwork, Network};
+use types::DirectoryUpdate;
 
 use super::lab::*;
 use crate::DataPath;
@@ -106,6 +108,67 @@ fn a_new_daemon_keeps_and_repairs() {
         assert_eq!(path.attach(&plain("kept")).await.unwrap(), kept);
         assert!(path.repair().await.unwrap() > 0);
         reaches_the_world(lab, &kept.netns);
+    });
+}
+
+/// A container has the links to these networks, in their order, reaches `far` there with its own
+/// addresses, and the world besides.
+fn is_connected(lab: &Lab, netns: &std::path::Path, networks: &[u8], number: u8) {
+    let inside = namespace_of(netns);
+    for network in networks {
+        let answer = ask(&inside, (v4(*network, 100), 80)).unwrap();
+        assert_eq!(answer, format!("far {}", v4(*network, number)));
+        let answer = ask(&inside, (v6(*network, 100), 80)).unwrap();
+        assert_eq!(answer, format!("far {}", v6(*network, u16::from(number))));
+    }
+    reaches_the_world(lab, netns);
+    let links = enter(&inside, || RouteSocket::open()?.links()).unwrap();
+    let mut seen: Vec<_> = links.iter().map(|link| (link.name.clone(), link.mtu)).collect();
+    seen.retain(|(name, _)| name != "lo");
+    seen.sort();
+    let mtu = |at: usize| if at < networks.len() { 1450 } else { 1500 };
+    let expected = (0..=networks.len()).map(|at| (format!("eth{at}"), mtu(at)));
+    assert_eq!(seen, expected.collect::<Vec<_>>());
+}
+
+/// Of those that follow others on the same networks the links were made before.
+#[test]
+fn containers_that_follow_each_other_are_connected_alike() {
+    in_lab(2, async |lab| {
+        let rows: [&[u8]; 4] = [&[1], &[2, 1], &[1, 2], &[]];
+        let number = |row: usize, at: usize| (10 + 10 * row + at) as u8;
+        for network in [1, 2] {
+            lab.add_network(network);
+            lab.add_task(network, 1, 100, None);
+            lab.add_task(network, 0, 90, None);
+            for (row, _) in rows.iter().enumerate().filter(|(_, all)| all.contains(&network)) {
+                (0..4).for_each(|at| lab.add_task(network, 0, number(row, at), None));
+            }
+        }
+        lab.tell_all().await;
+        let far = lab.attach(1, &wanted("far", &[1, 2], 100)).await;
+        let _far = Server::start(&far.netns, "far", 80);
+        let path = lab.hosts[0].path.clone();
+        for (row, networks) in rows.iter().enumerate() {
+            for at in 0..4 {
+                let (name, number) = (format!("c{row}{at}"), number(row, at));
+                let one = lab.attach(0, &wanted(&name, networks, number)).await;
+                is_connected(lab, &one.netns, networks, number);
+                assert_eq!(path.repair().await.unwrap(), 0, "after {name}");
+                // The next one finds what is made meanwhile.
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        }
+        // A network goes, with what was made for it, and comes back.
+        let gone =
+            DirectoryUpdate { removed_networks: vec![id(1001)], ..DirectoryUpdate::default() };
+        path.update(gone).await.unwrap();
+        lab.tell_all().await;
+        let last = lab.attach(0, &wanted("last", &[1, 2], 90)).await;
+        is_connected(lab, &last.netns, &[1, 2], 90);
+        for id in path.observe().await.unwrap() {
+            path.detach(&id).await.unwrap();
+        }
     });
 }
 
