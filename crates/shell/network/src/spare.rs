@@ -189,6 +189,7 @@ impl Spares {
 
     /// A container on these networks came. After two alike the next is expected to be so too.
     fn note(&mut self, networks: Vec<NetworkId>) {
+        self.receive();
         self.repeated = networks == self.last;
         self.last = networks;
     }
@@ -196,7 +197,6 @@ impl Spares {
     /// For which networks one more is to be made, if one is missing; one is always for any. What
     /// was made for others than those of late makes room.
     fn missing(&mut self) -> Option<Vec<NetworkId>> {
-        self.receive();
         let next = if self.repeated { self.last.clone() } else { Vec::new() };
         let others = self.all.iter().filter(|one| !one.networks.is_empty()).count();
         let is_new = !next.is_empty() && self.all.iter().all(|one| one.networks != next);
@@ -231,6 +231,7 @@ impl Node {
     /// networks. Not while a container waits: the kernel has one lock for the links of all
     /// namespaces.
     pub(crate) fn replace_spares(&mut self, networks: Vec<NetworkId>) {
+        // What cannot be made is asked for again after the next container only.
         self.spares.note(networks);
         while let Some(networks) = self.spares.missing() {
             let links = self.plan_links(&networks);
