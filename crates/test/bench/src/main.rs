@@ -78,42 +78,37 @@ fn main() -> Result<()> {
     }
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let mut rows = Vec::new();
+    print_head();
     if wanted("scheduler") {
-        rows.extend(measure_scheduler(args.rounds)?);
+        show(measure_scheduler(args.rounds)?)?;
     }
     if wanted("raft") {
-        rows.extend(runtime.block_on(measure_raft(&args))?);
+        show(runtime.block_on(measure_raft(&args))?)?;
     }
     if wanted("failover") {
-        rows.push(runtime.block_on(measure_failover(args.trials))?);
+        show([runtime.block_on(measure_failover(args.trials))?])?;
     }
     if wanted("create") {
-        rows.extend(create::measure(args.rounds)?.into_iter().map(Row::from));
+        show(create::measure(args.rounds)?)?;
     }
     if wanted("takeover") {
-        rows.extend(takeover::measure(args.trials)?.into_iter().map(Row::from));
+        show(takeover::measure(args.trials)?)?;
     }
     if wanted("network") {
-        let figures = runtime.block_on(async {
-            let mut figures = network::changes(args.rounds).await?;
-            figures.extend(network::packets(args.rounds).await?);
-            anyhow::Ok(figures)
-        })?;
-        rows.extend(figures.into_iter().map(Row::from));
+        show(runtime.block_on(network::changes(args.rounds))?)?;
+        show(runtime.block_on(network::packets(args.rounds))?)?;
     }
     if wanted("dns") {
-        let figures = runtime.block_on(dns::measure(args.rounds))?;
-        rows.extend(figures.into_iter().map(Row::from));
+        show(runtime.block_on(dns::measure(args.rounds))?)?;
     }
     if wanted("reach") {
-        rows.extend(reach::measure(args.trials)?.into_iter().map(Row::from));
+        show(reach::measure(args.trials)?)?;
     }
     if wanted("tunnel") {
-        rows.extend(tunnel::measure(args.rounds)?.into_iter().map(Row::from));
+        show(tunnel::measure(args.rounds)?)?;
     }
-    print_table(&rows);
-    append(&rows)
+    println!("load {}", load());
+    Ok(())
 }
 
 fn measure_scheduler(rounds: usize) -> Result<Vec<Row>> {
@@ -192,23 +187,28 @@ async fn measure_failover(trials: usize) -> Result<Row> {
     Ok(Row { name, unit: "ms", ours, peer: None, rounds: trials })
 }
 
-fn print_table(rows: &[Row]) {
+fn print_head() {
     println!(
-        "{:<70} {:>14} {:>14} {:>8} {:>7}  unit",
+        "{:<NAME_WIDTH$} {:>14} {:>14} {:>8} {:>7}  unit",
         "benchmark", "ours", "peer", "ratio", "rounds"
     );
-    for row in rows {
+}
+
+/// As soon as they are known: a later benchmark may miss something that it needs.
+fn show(rows: impl IntoIterator<Item = impl Into<Row>>) -> Result<()> {
+    let rows: Vec<Row> = rows.into_iter().map(Into::into).collect();
+    for row in &rows {
         let (peer, ratio) = match row.peer {
             Some((peer, name)) => (format!("{peer:.2} {name}"), format!("{:.2}", row.ours / peer)),
             None => ("-".into(), "-".into()),
         };
         let ours = format!("{:.2}", row.ours);
         println!(
-            "{:<70} {ours:>14} {peer:>14} {ratio:>8} {:>7}  {}",
+            "{:<NAME_WIDTH$} {ours:>14} {peer:>14} {ratio:>8} {:>7}  {}",
             row.name, row.rounds, row.unit
         );
     }
-    println!("load {}", load());
+    append(&rows)
 }
 
 fn append(rows: &[Row]) -> Result<()> {
@@ -237,3 +237,6 @@ fn commit() -> String {
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     text.unwrap_or_default()
 }
+
+/// Of the longest name.
+const NAME_WIDTH: usize = 78;
