@@ -21,6 +21,7 @@ pub mod rotation;
 mod state;
 mod suspicion;
 mod tunnel;
+mod update;
 
 pub use balance::{CLASSES, Step, class_of, rearrange};
 pub use keys::Bytes;
@@ -37,6 +38,7 @@ pub use state::{
 };
 pub use suspicion::suspects;
 pub use tunnel::TunnelNode;
+pub use update::{Begun, ROUTES_AT_ONCE};
 
 /// Names of links inside our namespaces.
 pub mod link {

@@ -24,17 +24,19 @@ impl Hops {
         self.0.get(&(link, via)).copied()
     }
 
-    /// Makes those by which many of these routes go.
+    /// Makes those by which `least` of these routes go or more.
     pub(crate) fn prepare(
+        &mut self,
         socket: &mut RouteSocket,
         routes: impl Iterator<Item = (u32, IpAddr)>,
-    ) -> io::Result<Self> {
+        least: usize,
+    ) -> io::Result<()> {
         let mut counts: BTreeMap<(u32, IpAddr), usize> = BTreeMap::new();
         for hop in routes {
             *counts.entry(hop).or_default() += 1;
         }
-        let mut hops = Self::default();
-        for ((link, via), _) in counts.into_iter().filter(|(_, count)| *count >= Self::ROUTES_MIN) {
+        counts.retain(|hop, count| *count >= least && !self.0.contains_key(hop));
+        for (link, via) in counts.into_keys() {
             let id = id_of(via);
             let made = match socket.request(add(id, link, via)) {
                 Ok(()) => true,
@@ -45,10 +47,10 @@ impl Hops {
                 Err(_) => false,
             };
             if made {
-                hops.0.insert((link, via), id);
+                self.0.insert((link, via), id);
             }
         }
-        Ok(hops)
+        Ok(())
     }
 }
 

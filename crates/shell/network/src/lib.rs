@@ -22,6 +22,7 @@ mod encryption;
 mod firewall;
 mod hops;
 mod legacy;
+mod load;
 mod local;
 mod names;
 mod namespace;

@@ -164,14 +164,15 @@ impl Node {
     /// Takes what the managers say; returns when the kernel holds it.
     /// Answers what left the balancers, of whichever node.
     pub(crate) fn update(&mut self, update: &DirectoryUpdate) -> io::Result<Places> {
-        let changes = self.planner.update(update);
-        self.note_peers(update);
+        let begun = self.planner.begin(update);
         let mut whole: BTreeSet<Scope> =
             update.networks.iter().map(|part| self.scope_of(part.id)).collect();
         if update.own.is_some() || (update.full && !self.heard_full) {
             whole.extend(self.scopes());
         }
         self.heard_full |= update.full;
+        let changes = self.finish(update, begun, &mut whole);
+        self.note_peers(update);
         self.carry_out(changes, &whole)?;
         let tunnelled = self.spaces.contains_key(&Scope::Tunnel);
         if update.full || !update.removed_networks.is_empty() {

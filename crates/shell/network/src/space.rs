@@ -50,7 +50,7 @@ impl Kind {
 
 /// What is watched and filtered.
 #[derive(Debug)]
-struct Filter {
+pub(crate) struct Filter {
     socket: NftSocket,
     changes: Socket,
     tables: Vec<Installed>,
@@ -100,6 +100,14 @@ impl Filter {
             self.generation = self.socket.generation()?;
         }
         Ok(made)
+    }
+
+    /// Edits the elements. What somebody else changed since the last look shows at the next one.
+    pub(crate) fn edit(&mut self, edits: &[Edit]) -> io::Result<()> {
+        if let Some(first) = self.tables.first().filter(|_| !edits.is_empty()) {
+            self.generation = self.socket.edit(&first.table, edits, self.generation)?;
+        }
+        Ok(())
     }
 
     /// A table that is another build's is looked at again.
@@ -220,7 +228,8 @@ impl Space {
 
     fn try_apply(&mut self, first: Vec<Message>, changes: &Changes) -> io::Result<()> {
         self.missed = false;
-        let hops = self.hops(changes)?;
+        let mut hops = Hops::default();
+        self.prepare(&mut hops, &changes.routes, Hops::ROUTES_MIN)?;
         let mut additions = first;
         additions.extend(self.additions(changes, &hops)?);
         self.route.batch(additions, route::PRESENT)?;
@@ -230,25 +239,54 @@ impl Space {
         self.route.batch(removals, ABSENT)
     }
 
-    /// Edits the elements. What somebody else changed since the last look shows at the next one.
     fn edit(&mut self, edits: &[Edit]) -> io::Result<()> {
-        let Some(filter) = &mut self.filter else { return Ok(()) };
-        let Some(first) = filter.tables.first().filter(|_| !edits.is_empty()) else {
-            return Ok(());
-        };
-        filter.generation = filter.socket.edit(&first.table, edits, filter.generation)?;
-        Ok(())
+        self.filter.as_mut().map_or(Ok(()), |filter| filter.edit(edits))
     }
 
-    /// Those that many of the routes share, in a namespace that is ours.
-    fn hops(&mut self, changes: &Changes) -> io::Result<Hops> {
-        if self.kind != Kind::Own || changes.routes.len() < Hops::ROUTES_MIN {
-            return Ok(Hops::default());
+    /// Takes the tables apart from the routes: the kernel has a lock for each. Until they are
+    /// joined nobody listens, as many messages about our own routes say no more than one.
+    pub(crate) fn part(&mut self) -> io::Result<Option<Filter>> {
+        if let Some(filter) = &self.filter {
+            filter.changes.leave(GROUPS)?;
         }
-        let Some(index) = self.found(link::VXLAN)? else { return Ok(Hops::default()) };
+        Ok(self.filter.take())
+    }
+
+    pub(crate) fn join(&mut self, filter: Filter) -> io::Result<()> {
+        let filter = self.filter.insert(filter);
+        filter.changes.join(GROUPS)
+    }
+
+    /// Lays some of very many routes that come one part after another; `hops` are those of the
+    /// parts before, and `all` says how many there are about.
+    pub(crate) fn lay(
+        &mut self,
+        routes: Vec<(RouteKey, netplan::RouteTo)>,
+        hops: &mut Hops,
+        all: usize,
+    ) -> io::Result<()> {
+        self.missed = false;
+        let least = Hops::ROUTES_MIN * routes.len() / all.max(routes.len()).max(1);
+        self.prepare(hops, &routes, least)?;
+        let mut additions = Vec::new();
+        self.route_additions(&routes, hops, &mut additions)?;
+        self.route.batch(additions, route::PRESENT)
+    }
+
+    /// Makes those that many of the routes share, in a namespace that is ours.
+    fn prepare(
+        &mut self,
+        hops: &mut Hops,
+        routes: &[(RouteKey, netplan::RouteTo)],
+        least: usize,
+    ) -> io::Result<()> {
+        if self.kind != Kind::Own || routes.len() < Hops::ROUTES_MIN {
+            return Ok(());
+        }
+        let Some(index) = self.found(link::VXLAN)? else { return Ok(()) };
         let on_it = |to: &&netplan::RouteTo| to.link.as_deref() == Some(link::VXLAN);
-        let routes = changes.routes.iter().map(|(_, to)| to).filter(on_it);
-        Hops::prepare(&mut self.route, routes.filter_map(|to| Some((index, to.via?))))
+        let routes = routes.iter().map(|(_, to)| to).filter(on_it);
+        hops.prepare(&mut self.route, routes.filter_map(|to| Some((index, to.via?))), least)
     }
 
     /// What belongs to a link that is not there has to wait for it.
@@ -269,7 +307,18 @@ impl Space {
             let Some(index) = self.found(link::VXLAN)? else { continue };
             all.push(route::add_forwarding(index, *hardware, *at));
         }
-        for (key, to) in &changes.routes {
+        self.route_additions(&changes.routes, hops, &mut all)?;
+        Ok(all)
+    }
+
+    fn route_additions(
+        &mut self,
+        routes: &[(RouteKey, netplan::RouteTo)],
+        hops: &Hops,
+        all: &mut Vec<Message>,
+    ) -> io::Result<()> {
+        all.reserve(routes.len());
+        for (key, to) in routes {
             let index = match to.link {
                 Some(name) => match self.found(&name)? {
                     Some(index) => Some(index),
@@ -281,7 +330,7 @@ impl Space {
             let to = RouteTo { link: index, via: to.via, hop, source: to.source, mtu: to.mtu };
             all.push(route::add_route(key.table, key.net, to));
         }
-        Ok(all)
+        Ok(())
     }
 
     fn removals(&mut self, changes: &Changes) -> io::Result<Vec<Message>> {
@@ -364,18 +413,14 @@ impl Space {
 
     /// Makes tables and routes side by side: the kernel has a lock for each.
     fn fill(&mut self, wanted: &Wanted, surplus: Surplus) -> io::Result<usize> {
-        let Some(mut filter) = self.filter.take() else { return Ok(0) };
-        // A hundred thousand messages about our own routes say no more than one.
-        let deaf = filter.changes.leave(GROUPS);
+        let Some(mut filter) = self.part()? else { return Ok(0) };
         let (made, routed) = std::thread::scope(|scope| {
             let made = scope.spawn(|| filter.install(wanted, surplus));
             let routed = self.repair_routes(wanted, surplus);
             (made.join(), routed)
         });
-        let hears = deaf.and_then(|()| filter.changes.join(GROUPS));
         filter.note_certainty();
-        self.filter = Some(filter);
-        hears?;
+        self.join(filter)?;
         let made = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok(made?.count + routed?)
     }

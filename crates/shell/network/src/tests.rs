@@ -6,6 +6,7 @@ mod encryption;
 mod firewall;
 mod kernels;
 mod lab;
+mod load;
 mod local;
 mod mesh;
 mod node;
