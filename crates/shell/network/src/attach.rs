@@ -9,35 +9,25 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-use netplan::{
-    AskedBy, HostPortPlan, LocalContainer, LocalLink, Scope, Wanted, link, task_hardware,
-};
+use netplan::{AskedBy, HostPortPlan, LocalContainer, LocalLink, Scope, link, task_hardware};
 use ports::network::{Attached, ContainerNetwork, HostPort};
 use types::{Attachment, LocalNetwork, NetworkDriver, NetworkId, PortProtocol};
 
 use crate::container::{self, Connected, Interface};
+use crate::devices;
 use crate::names::task_link;
 use crate::namespace::enter;
 use crate::node::Node;
-use crate::pair::{self, Pair};
+use crate::pair::Pair;
 use crate::route::{self, V4, V6};
 use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
-use crate::spare::{Spare, first_network};
+use crate::spare::{Spare, Unnamed, first_network};
 
 impl Node {
     /// Connects a container, or mends what is connected; `begun` is told what is being laid.
+    /// [`Node::after_attach`] does what nobody waits for.
     pub(crate) fn attach(
-        &mut self,
-        wanted: &ContainerNetwork,
-        begun: impl FnOnce(&LocalContainer),
-    ) -> io::Result<Attached> {
-        let attached = self.try_attach(wanted, begun);
-        self.replace_spares(self.plannable(wanted));
-        attached
-    }
-
-    fn try_attach(
         &mut self,
         wanted: &ContainerNetwork,
         begun: impl FnOnce(&LocalContainer),
@@ -74,6 +64,18 @@ impl Node {
             resolv_conf: None,
             host_ports: container::chosen_ports(&container),
         })
+    }
+
+    /// Says whose the links are that were made ahead of time, and has others made.
+    pub(crate) fn after_attach(&mut self, wanted: &ContainerNetwork) {
+        for Unnamed { scope, near, alias } in std::mem::take(&mut self.unnamed) {
+            let message = devices::own(0, &alias).text(libc::IFLA_IFNAME, &near);
+            let space = self.spaces.get_mut(&scope);
+            if let Some(Err(error)) = space.map(|space| space.route.batch(vec![message], &[])) {
+                tracing::debug!(%error, near, "a link has no alias");
+            }
+        }
+        self.replace_spares(self.plannable(wanted));
     }
 
     /// What the container's links should be: those that were `made` with its namespace, or that it
@@ -307,7 +309,7 @@ impl Node {
         let alias = format!("{}/{id}", self.names.alias);
         // First, for one's name may be another link's.
         let claimed = self.claim(prepared, &known, &alias, &mut inside)?;
-        let mut laid = claimed.clone();
+        let mut laid: Vec<&LocalLink> = claimed.iter().map(|(end, _)| *end).collect();
         for (end, interface) in &known {
             let far = there.iter().find(|link| link.name == interface.name);
             if let Some(network) = self.local_network(end) {
@@ -318,7 +320,7 @@ impl Node {
             }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
-            if claimed.contains(end) {
+            if claimed.iter().any(|(one, _)| one == end) {
                 continue;
             }
             // One that is left of an earlier namespace is found when it is in the way.
@@ -335,7 +337,8 @@ impl Node {
             laid.push(*end);
         }
         if !laid.is_empty() {
-            self.set_up(&mut inside, &known, &laid, lead)?;
+            let lost = self.set_up(&mut inside, &known, (&laid, &claimed), lead)?;
+            self.lay_lost(&lost, &known, (&mut inside, &namespace), &alias)?;
         }
         let interfaces: Vec<Interface> = known.into_iter().map(|(_, one)| one).collect();
         let state = if new {
@@ -347,64 +350,6 @@ impl Node {
         };
         let differing = self.configure(&mut inside, &interfaces, container.outward, state)?;
         Ok(Connected { differing, inside: (!laid.is_empty()).then_some(inside) })
-    }
-
-    /// Brings the container's ends up, and what leads to those that were laid.
-    fn set_up(
-        &mut self,
-        inside: &mut Space,
-        known: &[(&LocalLink, Interface)],
-        laid: &[&LocalLink],
-        lead: Lead,
-    ) -> io::Result<()> {
-        let links = inside.learn_links()?.into_iter();
-        let ours = links.filter_map(|link| {
-            let (end, interface) = known.iter().find(|(_, one)| one.name == link.name)?;
-            let hardware = self.local_network(end).is_none().then_some(end.hardware);
-            Some(pair::set_up(&link, hardware, interface))
-        });
-        inside.route.batch(ours.collect(), &[])?;
-        for end in laid {
-            self.settle_carrier(end)?;
-        }
-        for end in laid.iter().filter(|_| lead == Lead::Here) {
-            self.settle_link(end)?;
-        }
-        Ok(())
-    }
-
-    /// Our end was up before the other one. It drops what it should send until the kernel has seen
-    /// the carrier, which it does later by itself, or now when it is asked for the link (since
-    /// Linux 6.8).
-    fn settle_carrier(&mut self, end: &LocalLink) -> io::Result<()> {
-        if end.link.is_empty() {
-            return Ok(());
-        }
-        let space = match self.local_network(end) {
-            Some(_) => Some(&mut self.host),
-            None => self.spaces.get_mut(&end.network.map_or(Scope::Mesh, Scope::Overlay)),
-        };
-        space.map_or(Ok(None), |space| space.index_of(&end.link)).map(drop)
-    }
-
-    /// What leads to a link that was laid again is there again.
-    fn settle_link(&mut self, end: &LocalLink) -> io::Result<()> {
-        let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
-        let Some(wanted) = self.planner.wanted(scope) else { return Ok(()) };
-        let Some(space) = self.spaces.get_mut(&scope) else { return Ok(()) };
-        let mut part = Wanted::default();
-        for address in end.v4.map(Into::into).into_iter().chain(end.v6.map(Into::into)) {
-            let key =
-                netplan::RouteKey { table: netplan::MAIN_TABLE, net: ipnet::IpNet::from(address) };
-            if let Some(to) = wanted.routes.get(&key) {
-                part.routes.insert(key, *to);
-            }
-            let key = (end.link.clone(), address);
-            if let Some(hardware) = wanted.neighbours.get(&key) {
-                part.neighbours.insert(key, *hardware);
-            }
-        }
-        space.apply(&container::additions(&part))
     }
 
     /// Those of the container's links whose networks are known here.

@@ -37,6 +37,7 @@ mod record;
 mod resolver;
 mod route;
 mod sandbox;
+mod settle;
 mod source_rule;
 mod space;
 mod spare;
@@ -105,7 +106,7 @@ pub struct DataPath {
 struct Inner {
     /// One change at a time, as the kernel has one lock for all of it; waited for here, where
     /// waiting costs no thread.
-    gate: tokio::sync::Mutex<()>,
+    gate: Arc<tokio::sync::Mutex<()>>,
     node: Mutex<Node>,
     containers: Namespaces,
     resolvers: Resolvers,
@@ -137,7 +138,7 @@ impl DataPath {
         let subnet = node.links.v4;
         let reservations = watch::Sender::new(node.planner.bindings().clone());
         let inner = Inner {
-            gate: tokio::sync::Mutex::new(()),
+            gate: Arc::default(),
             containers: node.containers.clone(),
             resolvers: node.resolvers.clone(),
             node: Mutex::new(node),
@@ -193,9 +194,18 @@ impl DataPath {
         begun: oneshot::Sender<LocalContainer>,
     ) -> Result<Attached, RuntimeError> {
         check_id(&wanted.id)?;
-        let wanted = wanted.clone();
+        let step = "attach the task to the network";
+        let (inner, wanted) = (Arc::clone(&self.inner), wanted.clone());
         let tell = |container: &LocalContainer| drop(begun.send(container.clone()));
-        self.with("attach the task to the network", move |node| node.attach(&wanted, tell)).await
+        let (done, attached) = oneshot::channel();
+        let gate = Arc::clone(&self.inner.gate).lock_owned().await;
+        drop(tokio::task::spawn_blocking(move || {
+            let _gate = gate;
+            let _ = done.send(inner.carry_out(|node| node.attach(&wanted, tell)));
+            inner.node().after_attach(&wanted);
+        }));
+        let attached = attached.await.map_err(|_| failed(step, &"it ended before its time"))?;
+        attached.map_err(|error| failed(step, &chain(&error)))
     }
 
     /// Where a container's resolver listens, on 127.0.0.11 in its namespace.

@@ -23,7 +23,7 @@ use crate::record::Records;
 use crate::resolver::Resolvers;
 use crate::route::{V4, V6};
 use crate::space::{Kind, Space};
-use crate::spare::Spares;
+use crate::spare::{Spares, Unnamed};
 use crate::sysctl;
 use crate::tunnel::Encryption;
 
@@ -62,6 +62,8 @@ pub(crate) struct Node {
     token: u64,
     pub(crate) encryption: Encryption,
     pub(crate) spares: Spares,
+    /// Of the last container.
+    pub(crate) unnamed: Vec<Unnamed>,
 }
 
 impl Node {
@@ -107,6 +109,7 @@ impl Node {
             token: first_token(),
             encryption: Encryption::default(),
             spares,
+            unnamed: Vec::new(),
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;

@@ -2,7 +2,7 @@
 //!
 //! Owns: making one, and making one ahead of time that is claimed later.
 //! Does not know: what leads to it.
-//! Invariant: our end is up when a pair is laid or claimed; the container's is set up from inside,
+//! Invariant: our end is up when a pair is laid or prepared; the container's is set up from inside,
 //! after it.
 
 use std::io;
@@ -11,12 +11,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use netplan::{GATEWAY_HARDWARE, Hardware, LocalLink};
 
 use crate::container::Interface;
-use crate::devices::rename;
 use crate::namespace::enter;
 use crate::netlink::{CREATE, EXCLUSIVE, Message};
 use crate::route::{self, Link, RouteSocket, link_header};
 use crate::space::Space;
-use crate::spare::{Planned, Prepared};
+use crate::spare::Planned;
 
 /// One end of a pair in the making.
 #[derive(Clone, Copy, Debug)]
@@ -69,25 +68,6 @@ impl Pair<'_> {
             result => result,
         }
     }
-
-    /// Takes one that was prepared. `false`: our end went with the namespace that it was in.
-    pub(crate) fn claim(
-        self,
-        space: &mut Space,
-        inside: &mut Space,
-        prepared: &Prepared,
-    ) -> io::Result<bool> {
-        let Self { end, interface, alias } = self;
-        let near = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, &end.link);
-        match space.route.batch(vec![near], &[]) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
-            result => result?,
-        }
-        if interface.name != prepared.planned.name {
-            inside.route.request(rename(prepared.far, &interface.name))?;
-        }
-        Ok(true)
-    }
 }
 
 /// Makes a pair between the namespace `place` and that of `inside`, for whichever container that
@@ -108,15 +88,19 @@ pub(crate) fn prepare(
     inside.index_of(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Brings a container's end up. One of ours that was prepared is not as it should be yet.
+/// Brings a container's end up. One of ours that was laid before may not be as it should be.
 pub(crate) fn set_up(link: &Link, ours: Option<Hardware>, interface: &Interface) -> Message {
-    let message = route::set_up(link.index);
     match ours {
         Some(hardware) if (link.mtu, link.hardware) != (interface.mtu, hardware) => {
-            message.number(libc::IFLA_MTU, interface.mtu).bytes(libc::IFLA_ADDRESS, &hardware)
+            dress(link.index, hardware, interface.mtu)
         }
-        _ => message,
+        _ => route::set_up(link.index),
     }
+}
+
+/// The same for one that was prepared, which knows neither yet.
+pub(crate) fn dress(link: u32, hardware: Hardware, mtu: u32) -> Message {
+    route::set_up(link).number(libc::IFLA_MTU, mtu).bytes(libc::IFLA_ADDRESS, &hardware)
 }
 
 /// Makes a pair of links. A peer in another namespace is set up from inside. Of one queue, which

@@ -190,6 +190,12 @@ impl Space {
         Ok(found)
     }
 
+    /// A link got this name.
+    pub(crate) fn note_name(&mut self, index: u32, name: &str) {
+        self.links.retain(|_, known| *known != index);
+        self.links.insert(name.to_owned(), index);
+    }
+
     pub(crate) fn learn_links(&mut self) -> io::Result<Vec<route::Link>> {
         let links = self.route.links()?;
         self.links = links.iter().map(|link| (link.name.clone(), link.index)).collect();

@@ -16,9 +16,9 @@ use ports::network::ContainerNetwork;
 use types::NetworkId;
 
 use crate::container::{Interface, UPLINK_MTU};
+use crate::devices::rename;
 use crate::namespace::{enter, in_new, own_namespace};
 use crate::node::Node;
-use crate::pair::Pair;
 use crate::space::{Kind, Space};
 use crate::sysctl::{self, Inherited};
 use crate::{pair, resolver, route};
@@ -49,6 +49,14 @@ pub(crate) struct Planned {
 pub(crate) struct Prepared {
     pub(crate) planned: Planned,
     pub(crate) far: u32,
+}
+
+/// Our end of a link that a container has, and does not yet say whose it is.
+#[derive(Debug)]
+pub(crate) struct Unnamed {
+    pub(crate) scope: Scope,
+    pub(crate) near: String,
+    pub(crate) alias: String,
 }
 
 #[derive(Debug)]
@@ -303,26 +311,34 @@ impl Node {
     }
 
     /// Gives a container the links that were made with its namespace; answers which of its own
-    /// they are. What it has no use for goes.
+    /// they are, with the numbers of its ends. What it has no use for goes.
     pub(crate) fn claim<'a>(
         &mut self,
         prepared: Vec<Prepared>,
         known: &[(&'a LocalLink, Interface)],
         alias: &str,
         inside: &mut Space,
-    ) -> io::Result<Vec<&'a LocalLink>> {
+    ) -> io::Result<Vec<(&'a LocalLink, u32)>> {
         let mut claimed = Vec::new();
-        for one in prepared {
-            let Planned { network, near, .. } = &one.planned;
+        for Prepared { planned, far } in prepared {
+            let Planned { network, near, .. } = &planned;
             let known = known.iter().find(|(end, _)| (&end.network, &end.link) == (network, near));
-            let space = self.spaces.get_mut(&network.map_or(Scope::Mesh, Scope::Overlay));
-            if let (Some((end, interface)), Some(space)) = (known, space)
-                && (Pair { end, interface, alias }).claim(space, inside, &one)?
-            {
-                claimed.push(*end);
-            } else {
-                inside.route.batch(vec![route::delete_link(one.far)], route::ABSENT)?;
+            let scope = network.map_or(Scope::Mesh, Scope::Overlay);
+            let space = self.spaces.get_mut(&scope);
+            let (Some((end, interface)), Some(space)) = (known, space) else {
+                inside.route.batch(vec![route::delete_link(far)], route::ABSENT)?;
+                continue;
+            };
+            if interface.name != planned.name {
+                inside.route.batch(vec![rename(far, &interface.name)], route::ABSENT)?;
+                inside.note_name(far, &interface.name);
             }
+            if interface.mtu != planned.mtu {
+                let sized = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, near);
+                space.route.batch(vec![sized], route::ABSENT)?;
+            }
+            self.unnamed.push(Unnamed { scope, near: planned.near, alias: alias.to_owned() });
+            claimed.push((*end, far));
         }
         Ok(claimed)
     }

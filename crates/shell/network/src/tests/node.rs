@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use ports::network::{ContainerNetwork, Network};
-use types::DirectoryUpdate;
+use types::{DirectoryUpdate, NetworkId};
 
 use super::lab::*;
 use crate::DataPath;
@@ -169,6 +169,49 @@ fn containers_that_follow_each_other_are_connected_alike() {
         for id in path.observe().await.unwrap() {
             path.detach(&id).await.unwrap();
         }
+    });
+}
+
+/// On the network, in the mesh, or both.
+#[test]
+fn a_link_that_was_made_before_and_went_is_laid_anew() {
+    in_lab(2, async |lab| {
+        lab.add_network(1);
+        lab.add_task(1, 1, 100, None);
+        (10..20).for_each(|number| lab.add_task(1, 0, number, None));
+        lab.tell_all().await;
+        let far = lab.attach(1, &wanted("far", &[1], 100)).await;
+        let _far = Server::start(&far.netns, "far", 80);
+        let path = lab.hosts[0].path.clone();
+        let sandboxes = lab.hosts[0].dir.path().join("sandboxes");
+        let places = [id::<NetworkId>(1001).to_string(), "mesh".to_owned()];
+        let mut taken = 0;
+        for (number, gone) in
+            (10..).zip([&places[..0], &places[..0], &places[..1], &places[1..], &places])
+        {
+            for place in gone {
+                let place = namespace_of(&sandboxes.join(place));
+
+                let mut socket = enter(&place, RouteSocket::open).unwrap();
+                for link in socket.links().unwrap() {
+                    if link.name.starts_with('t') && link.alias.is_empty() {
+                        run_in(&place, &format!("ip link del {}", link.name));
+                        taken += 1;
+                    }
+                }
+            }
+            let name = format!("c{number}");
+            let one = lab.attach(0, &wanted(&name, &[1], number)).await;
+            is_connected(lab, &one.netns, &[1], number);
+            assert_eq!(path.repair().await.unwrap(), 0, "after {name}");
+            for place in &places {
+                let place = namespace_of(&sandboxes.join(place));
+                let whose = format!("/{name}");
+                eventually(&whose, || run_in(&place, "ip link show").contains(&whose)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        assert!(taken >= 8, "{taken}");
     });
 }
 
