@@ -100,14 +100,18 @@ impl Node {
         }
         counts.retain(|_, count| *count >= ROUTES_AT_ONCE);
         let scopes = counts.into_iter().map(|(id, count)| (self.scope_of(id), count));
-        scopes.filter(|(scope, _)| self.has_no_device(*scope)).collect()
+        let mut scopes: Vec<(Scope, usize)> = scopes.collect();
+        scopes.retain(|(scope, _)| self.has_no_device(*scope));
+        scopes
     }
 
-    /// Nothing can lead to other nodes in it.
-    fn has_no_device(&self, scope: Scope) -> bool {
+    /// Nothing can lead to other nodes in it. One that is left of an earlier daemon is not known
+    /// yet, and compared.
+    fn has_no_device(&mut self, scope: Scope) -> bool {
         let there = self.sandbox_is_there(scope);
-        let known = self.spaces.get(&scope).map(|space| space.links().contains_key(link::VXLAN));
-        self.planner.wanted(scope).is_some() && (!there || known == Some(false))
+        let space = self.spaces.get_mut(&scope);
+        let without = space.is_some_and(|space| matches!(space.index(link::VXLAN), Ok(None)));
+        self.planner.wanted(scope).is_some() && (!there || without)
     }
 
     /// Makes a namespace with what is planned for it so far; `None`: it has no device yet.
