@@ -119,6 +119,9 @@ impl Node {
         self.local.remove(&id);
         self.tell_bridges()?;
         self.take_down(&network)?;
+        // Those of containers that left it end with their namespaces, which may take the kernel a
+        // while.
+        self.sweep_links()?;
         Ok(Ok(()))
     }
 
@@ -438,7 +441,7 @@ impl Node {
         let Some(port) = self.host.index_of(&end.link)? else {
             return Err(io::Error::other(format!("{} vanished", end.link)));
         };
-        let alias = format!("{}/{id}", self.names.alias);
+        let alias = self.names.alias_of(id);
         self.host.route.batch(vec![route::quiet(port, false)], &[])?;
         self.plug(network, port, stands_on)?;
         self.host.route.request(route::dress(port, &alias, mtu))?;

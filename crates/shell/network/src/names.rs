@@ -46,6 +46,11 @@ impl Names {
         })
     }
 
+    /// Of a container's links.
+    pub(crate) fn alias_of(&self, container: &str) -> String {
+        format!("{}/{container}", self.alias)
+    }
+
     /// A unique local subnet of this instance's.
     fn v6(&self, attempt: u16) -> Ipv6Net {
         let [a, b, c, d, e, ..] = self.hash.to_be_bytes();
