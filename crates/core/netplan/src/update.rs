@@ -40,8 +40,8 @@ impl Planner {
         self.finish(begun, |_, _| {})
     }
 
-    /// Takes who takes part in what: after it the wanted states are those of networks that have
-    /// lost what the update takes from them, and have nothing new yet but their peers.
+    /// Takes the networks and who is on them: what is wanted after it has all of the update but its
+    /// services and endpoints, the new ones and those that it removes.
     #[must_use = "services and endpoints are taken by finishing it"]
     pub fn begin<'a>(&mut self, update: &'a DirectoryUpdate) -> Begun<'a> {
         let mut tables: BTreeMap<NetworkId, &Table> =

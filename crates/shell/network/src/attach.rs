@@ -22,7 +22,7 @@ use crate::pair::Pair;
 use crate::route::{self, V4, V6};
 use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
-use crate::spare::{Spare, Unnamed, first_network};
+use crate::spare::{Spare, first_network};
 
 impl Node {
     /// Connects a container, or mends what is connected; `begun` is told what is being laid.
@@ -68,11 +68,14 @@ impl Node {
 
     /// Says whose the links are that were made ahead of time, and has others made.
     pub(crate) fn after_attach(&mut self, wanted: &ContainerNetwork) {
-        for Unnamed { scope, near, alias } in std::mem::take(&mut self.unnamed) {
-            let message = devices::own(0, &alias).text(libc::IFLA_IFNAME, &near);
-            let space = self.spaces.get_mut(&scope);
-            if let Some(Err(error)) = space.map(|space| space.route.batch(vec![message], &[])) {
-                tracing::debug!(%error, near, "a link has no alias");
+        let alias = self.names.alias_of(&wanted.id);
+        let container = self.planner.containers().get(&wanted.id);
+        for end in container.into_iter().flat_map(|container| &container.links) {
+            let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
+            let Some(space) = self.spaces.get_mut(&scope) else { continue };
+            let named = devices::own(0, &alias).text(libc::IFLA_IFNAME, &end.link);
+            if let Err(error) = space.route.request(named) {
+                tracing::debug!(%error, link = end.link, "a link has no alias");
             }
         }
         self.replace_spares(self.plannable(wanted));
@@ -306,7 +309,7 @@ impl Node {
             }
         };
         let known = self.interfaces(&container);
-        let alias = format!("{}/{id}", self.names.alias);
+        let alias = self.names.alias_of(id);
         // First, for one's name may be another link's.
         let claimed = self.claim(prepared, &known, &alias, &mut inside)?;
         let mut laid: Vec<&LocalLink> = claimed.iter().map(|(end, _)| *end).collect();

@@ -66,22 +66,25 @@ impl Node {
                 hand_over(*scope, &mut changes.routes);
             }
             drop(sender);
-            let edited = edit(&mut filters, &mut changes);
+            let edit = |(scope, filter): (&Scope, &mut Filter)| {
+                let edits = changes.get_mut(scope).map(|changes| take(&mut changes.edits));
+                filter.edit(&edits.unwrap_or_default())
+            };
+            let edited: Vec<io::Result<()>> = filters.iter_mut().map(edit).collect();
             let lanes = laying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (changes, edited, lanes)
         });
-        for (scope, lane) in lanes {
+        let edited = filters.into_values().zip(edited);
+        for ((scope, lane), (filter, edited)) in lanes.into_iter().zip(edited) {
             let mut space = lane.space;
-            let filter = filters.remove(&scope);
-            let joined = filter.map_or(Ok(()), |filter| space.join(filter));
-            let done = lane.laid.and(joined);
-            whole.remove(&scope);
-            if let Err(error) = &done {
-                tracing::debug!(?scope, %error, "a network was not loaded; comparing everything");
-            }
-            if done.is_err() || !edited.contains(&scope) {
-                space.doubt();
-                whole.insert(scope);
+            match space.join(filter).and(lane.laid).and(edited) {
+                Ok(()) => {
+                    whole.remove(&scope);
+                }
+                Err(error) => {
+                    tracing::debug!(?scope, %error, "not loaded in full; comparing everything");
+                    whole.insert(scope);
+                }
             }
             self.spaces.insert(scope, space);
         }
@@ -145,24 +148,6 @@ fn lay(
         lane.laid = lane.space.lay(routes, &mut lane.hops, lane.count);
     }
     lanes
-}
-
-/// Carries out the edits of those that are loaded; answers where that succeeded.
-fn edit(
-    filters: &mut BTreeMap<Scope, Filter>,
-    changes: &mut BTreeMap<Scope, Changes>,
-) -> BTreeSet<Scope> {
-    let mut edited = BTreeSet::new();
-    for (scope, filter) in filters {
-        let edits = changes.get_mut(scope).map(|changes| take(&mut changes.edits));
-        match filter.edit(&edits.unwrap_or_default()) {
-            Ok(()) => {
-                edited.insert(*scope);
-            }
-            Err(error) => tracing::debug!(?scope, %error, "a network was not filled"),
-        }
-    }
-    edited
 }
 
 /// An endpoint has a route for each.

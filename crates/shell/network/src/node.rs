@@ -23,7 +23,7 @@ use crate::record::Records;
 use crate::resolver::Resolvers;
 use crate::route::{V4, V6};
 use crate::space::{Kind, Space};
-use crate::spare::{Spares, Unnamed};
+use crate::spare::Spares;
 use crate::sysctl;
 use crate::tunnel::Encryption;
 
@@ -62,8 +62,6 @@ pub(crate) struct Node {
     token: u64,
     pub(crate) encryption: Encryption,
     pub(crate) spares: Spares,
-    /// Of the last container.
-    pub(crate) unnamed: Vec<Unnamed>,
 }
 
 impl Node {
@@ -109,7 +107,6 @@ impl Node {
             token: first_token(),
             encryption: Encryption::default(),
             spares,
-            unnamed: Vec::new(),
         };
         node.recall()?;
         node.repair_scope(Scope::Mesh)?;

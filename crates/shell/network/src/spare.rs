@@ -51,14 +51,6 @@ pub(crate) struct Prepared {
     pub(crate) far: u32,
 }
 
-/// Our end of a link that a container has, and does not yet say whose it is.
-#[derive(Debug)]
-pub(crate) struct Unnamed {
-    pub(crate) scope: Scope,
-    pub(crate) near: String,
-    pub(crate) alias: String,
-}
-
 #[derive(Debug)]
 pub(crate) struct Spares {
     host: OwnedFd,
@@ -323,8 +315,7 @@ impl Node {
         for Prepared { planned, far } in prepared {
             let Planned { network, near, .. } = &planned;
             let known = known.iter().find(|(end, _)| (&end.network, &end.link) == (network, near));
-            let scope = network.map_or(Scope::Mesh, Scope::Overlay);
-            let space = self.spaces.get_mut(&scope);
+            let space = self.spaces.get_mut(&network.map_or(Scope::Mesh, Scope::Overlay));
             let (Some((end, interface)), Some(space)) = (known, space) else {
                 inside.route.batch(vec![route::delete_link(far)], route::ABSENT)?;
                 continue;
@@ -337,7 +328,6 @@ impl Node {
                 let sized = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, near);
                 space.route.batch(vec![sized], route::ABSENT)?;
             }
-            self.unnamed.push(Unnamed { scope, near: planned.near, alias: alias.to_owned() });
             claimed.push((*end, far));
         }
         Ok(claimed)

@@ -191,7 +191,6 @@ fn a_link_that_was_made_before_and_went_is_laid_anew() {
         {
             for place in gone {
                 let place = namespace_of(&sandboxes.join(place));
-
                 let mut socket = enter(&place, RouteSocket::open).unwrap();
                 for link in socket.links().unwrap() {
                     if link.name.starts_with('t') && link.alias.is_empty() {
