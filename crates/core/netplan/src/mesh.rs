@@ -128,7 +128,7 @@ pub(crate) struct Mesh {
 impl Mesh {
     pub(crate) fn new(links: MeshLinks) -> Self {
         let mut mesh = Self {
-            fabric: Fabric::default(),
+            fabric: Fabric::balancing(),
             published: BTreeMap::new(),
             targets: BTreeMap::new(),
         };

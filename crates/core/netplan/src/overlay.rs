@@ -3,13 +3,15 @@
 //! Owns: routes, neighbours and forwarding entries of a network's namespace; its balancers.
 //! Does not know: containers' own namespaces; published ports.
 //! Invariant: an address of a container of this node leads to its link, whatever the directory says
-//! of it.
+//! of it; a network has elements of balancers only once it had a virtual address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use types::{EndpointMode, EndpointPart, NetworkPart, PeerPart, PortProtocol, ServiceId};
+use types::{
+    EndpointMode, EndpointPart, NetworkPart, PeerPart, PortProtocol, ServiceId, ServicePart,
+};
 
 use crate::balance::{CLASSES, Step, class_of, rearrange};
 use crate::directory::Table;
@@ -171,6 +173,8 @@ pub(crate) struct End {
 pub(crate) struct Fabric {
     pub(crate) wanted: Wanted,
     pub(crate) balancers: Balancers,
+    /// Something is balanced here, or was.
+    balanced: bool,
     /// Own number; the VXLAN device is there.
     number: Option<u32>,
     remote: BTreeMap<IpAddr, u32>,
@@ -197,8 +201,31 @@ impl Fabric {
         }
     }
 
+    /// One that balances from its beginning, by ports.
+    pub(crate) fn balancing() -> Self {
+        Self { balanced: true, ..Self::default() }
+    }
+
+    pub(crate) fn is_balanced(&self) -> bool {
+        self.balanced
+    }
+
+    /// Prepares for the first virtual address. What is prepared stays, as connections that came
+    /// through an address outlive it.
+    pub(crate) fn balance(&mut self, changes: &mut Changes) {
+        if std::mem::replace(&mut self.balanced, true) {
+            return;
+        }
+        changes.balances = true;
+        self.lay_choices(changes);
+        for address in self.local.keys() {
+            let (pairs, key) = self_pair(*address);
+            self.wanted.put(pairs, key, Value::Member, &mut changes.edits);
+        }
+    }
+
     /// Where the classes and slots of virtual addresses lead.
-    pub(crate) fn lay_choices(&mut self, changes: &mut Changes) {
+    fn lay_choices(&mut self, changes: &mut Changes) {
         for class in CLASSES {
             let key = Key::new().slot(*class as usize).done();
             self.wanted.put(set::CLASS, key, Value::Class(*class), &mut changes.edits);
@@ -293,8 +320,10 @@ impl Fabric {
         }
         self.wanted.neighbour(&end.link, address, Some(end.hardware), changes);
         self.lead(address, changes);
-        let (pairs, key) = self_pair(address);
-        self.wanted.put(pairs, key, Value::Member, &mut changes.edits);
+        if self.balanced {
+            let (pairs, key) = self_pair(address);
+            self.wanted.put(pairs, key, Value::Member, &mut changes.edits);
+        }
     }
 
     /// Does nothing when another link has the address by now.
@@ -331,9 +360,8 @@ impl Fabric {
         before: &BTreeSet<IpAddr>,
         changes: &mut Changes,
     ) -> BTreeSet<IpAddr> {
-        let part = table.services.get(&service).filter(|part| part.mode == EndpointMode::Vip);
         let now: BTreeSet<IpAddr> =
-            part.map(|part| addresses(part.v4, part.v6).collect()).unwrap_or_default();
+            table.services.get(&service).into_iter().flat_map(virtual_addresses).collect();
         for address in before.difference(&now) {
             let front = Front::Virtual(*address);
             self.balancers.spread(front, &BTreeSet::new(), &mut self.wanted, changes);
@@ -361,6 +389,15 @@ pub(crate) fn serving(
         false => part.v4.map(IpAddr::V4),
         true => part.v6.map(IpAddr::V6),
     })
+}
+
+fn virtual_addresses(part: &ServicePart) -> impl Iterator<Item = IpAddr> {
+    let has = part.mode == EndpointMode::Vip;
+    addresses(part.v4.filter(|_| has), part.v6.filter(|_| has))
+}
+
+pub(crate) fn has_virtual_address(part: &ServicePart) -> bool {
+    virtual_addresses(part).next().is_some()
 }
 
 pub(crate) fn addresses(

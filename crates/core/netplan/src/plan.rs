@@ -173,6 +173,20 @@ impl Planner {
         self.overlays.get(&id).map(|overlay| &overlay.table.part)
     }
 
+    /// Whether connections of the network are to be led from virtual addresses.
+    #[must_use]
+    pub fn is_balanced(&self, id: NetworkId) -> bool {
+        self.overlays.get(&id).is_some_and(|overlay| overlay.fabric.is_balanced())
+    }
+
+    /// The network's namespace leads connections from virtual addresses that nobody may know any
+    /// more, and is to go on with it. What is wanted of it is to be compared as a whole then.
+    pub fn keep_balanced(&mut self, id: NetworkId) {
+        if let Some(overlay) = self.overlays.get_mut(&id) {
+            overlay.fabric.balance(&mut Changes::default());
+        }
+    }
+
     #[must_use]
     pub fn ingress(&self) -> Option<&NetworkPart> {
         self.ingress.as_ref().map(|table| &table.part)

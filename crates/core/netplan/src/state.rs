@@ -133,6 +133,8 @@ pub struct Changes {
     pub neighbours_gone: Vec<(String, IpAddr)>,
     pub forwarding_gone: Vec<Hardware>,
     pub addresses_gone: Vec<(String, IpNet)>,
+    /// The namespace balances from now on: its table is to be another one.
+    pub balances: bool,
     /// A route that was there before became another, or went.
     pub(crate) reroutes: bool,
 }

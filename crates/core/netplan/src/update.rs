@@ -7,10 +7,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{DirectoryUpdate, NetworkDriver, NetworkId, NetworkPart, PeerPart, ServiceId, TaskId};
+use types::{
+    DirectoryUpdate, NetworkDriver, NetworkId, NetworkPart, PeerPart, ServiceId, ServicePart,
+    TaskId,
+};
 
 use crate::directory::{Table, as_increment};
-use crate::overlay::{Fabric, addresses};
+use crate::overlay::{Fabric, addresses, has_virtual_address};
 use crate::plan::{All, LocalContainer, Overlay, Planner, Scope};
 use crate::state::{RouteKey, RouteTo};
 use crate::tunnel::{Membership, is_shared, memberships};
@@ -41,7 +44,8 @@ impl Planner {
     }
 
     /// Takes the networks and who is on them: what is wanted after it has all of the update but its
-    /// services and endpoints, the new ones and those that it removes.
+    /// services and endpoints, the new ones and those that it removes. Whether a network balances
+    /// is settled by it.
     #[must_use = "services and endpoints are taken by finishing it"]
     pub fn begin<'a>(&mut self, update: &'a DirectoryUpdate) -> Begun<'a> {
         let mut tables: BTreeMap<NetworkId, &Table> =
@@ -64,6 +68,9 @@ impl Planner {
             for part in parts {
                 self.put_network(&part, &mut all);
             }
+        }
+        for part in &update.services {
+            self.prepare_for(part, &mut all);
         }
         for peer in &update.peers {
             self.put_peer(peer, &mut all);
@@ -180,9 +187,6 @@ impl Planner {
             .collect();
         fabric.lift(&gone, changes);
         fabric.lay(part, own, changes);
-        if scope != Scope::Mesh {
-            fabric.lay_choices(changes);
-        }
         for (peer, to) in table.peers.values().zip(&peers) {
             fabric.add_peer(peer, to.destination(), changes);
         }
@@ -198,6 +202,14 @@ impl Planner {
         self.open_network(part, own, all);
         for peer in &peers {
             self.admit_peer(peer, all);
+        }
+    }
+
+    /// A network balances from its first virtual address on.
+    fn prepare_for(&mut self, part: &ServicePart, all: &mut All) {
+        let Some((scope, _, fabric)) = self.side(part.network) else { return };
+        if !fabric.is_balanced() && has_virtual_address(part) {
+            fabric.balance(all.entry(scope).or_default());
         }
     }
 

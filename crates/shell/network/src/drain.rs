@@ -3,7 +3,8 @@
 //! Owns: looking at tracked connections, apart from all other work on the node.
 //! Does not know: how long anybody may wait.
 //! Invariant: one look at a namespace answers everybody who waits, and looking takes at most a
-//! tenth of a core: the kernel walks its whole table for each question.
+//! tenth of a core: the kernel walks its whole table for each question. Whatever is tracked or not,
+//! a connection that a container's programs have is seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,15 +21,22 @@ use tokio::time::Instant;
 use crate::namespace::enter;
 use crate::netlink::Socket;
 use crate::node::Node;
-use crate::{DataPath, tracking};
+use crate::{DataPath, sockets, tracking};
 
 /// Addresses, by the namespaces that track what goes there.
 pub(crate) type Places = BTreeMap<Scope, BTreeSet<IpAddr>>;
 
+/// A container that leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaver {
+    pub(crate) id: String,
+    pub(crate) places: Places,
+}
+
 /// What the next look is for.
 #[derive(Debug, Default)]
 struct Questions {
-    counted: Vec<(Places, oneshot::Sender<usize>)>,
+    counted: Vec<(Leaver, oneshot::Sender<usize>)>,
     forgotten: Places,
     told: Vec<oneshot::Sender<()>>,
 }
@@ -50,10 +58,11 @@ impl Looks {
 }
 
 impl DataPath {
-    /// Open TCP connections to the addresses; `None`: nobody can say.
-    pub(crate) async fn open_connections(&self, places: Places) -> Option<usize> {
+    /// Open TCP connections to the addresses, as far as they are tracked or end in the container's
+    /// own namespace; those that do both count twice. `None`: nobody can say.
+    pub(crate) async fn open_connections(&self, leaver: Leaver) -> Option<usize> {
         let (answer, answered) = oneshot::channel();
-        self.ask(|questions| questions.counted.push((places, answer)));
+        self.ask(|questions| questions.counted.push((leaver, answer)));
         answered.await.ok()
     }
 
@@ -103,7 +112,9 @@ impl DataPath {
     /// A namespace that is not there has no connections; what cannot be counted has no answer.
     fn answer(&self, questions: Questions) {
         let mut counted = Places::new();
-        questions.counted.iter().for_each(|(places, _)| join(&mut counted, places.clone()));
+        for (leaver, _) in &questions.counted {
+            join(&mut counted, leaver.places.clone());
+        }
         let mut scopes: BTreeSet<Scope> = counted.keys().copied().collect();
         scopes.extend(questions.forgotten.keys());
         let (mut open, mut unknown) = (BTreeMap::new(), BTreeSet::new());
@@ -122,24 +133,44 @@ impl DataPath {
                 }
             }
         }
-        for (places, answer) in questions.counted {
-            if places.keys().any(|scope| unknown.contains(scope)) {
+        for (leaver, answer) in questions.counted {
+            if leaver.places.keys().any(|scope| unknown.contains(scope)) {
                 continue;
             }
             let of = |(scope, addresses): (&Scope, &BTreeSet<IpAddr>)| -> usize {
                 let found = open.get(scope);
                 addresses.iter().filter_map(|address| found?.get(address)).sum()
             };
-            let _ = answer.send(places.iter().map(of).sum());
+            let tracked: usize = leaver.places.iter().map(of).sum();
+            match self.ending_in(&leaver) {
+                Ok(own) => drop(answer.send(tracked + own)),
+                Err(error) => {
+                    let id = &leaver.id;
+                    tracing::warn!(id, error = %chain(&error), "its sockets were not looked at");
+                }
+            }
         }
         for tell in questions.told {
             let _ = tell.send(());
         }
     }
+
+    /// A network without virtual addresses tracks nothing.
+    fn ending_in(&self, leaver: &Leaver) -> io::Result<usize> {
+        let addresses: BTreeSet<IpAddr> = leaver.places.values().flatten().copied().collect();
+        if addresses.is_empty() {
+            return Ok(0);
+        }
+        let namespace = self.inner.node().containers.open_one(&leaver.id);
+        match namespace {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            namespace => enter(&namespace?, || sockets::open_to(&addresses)),
+        }
+    }
 }
 
 impl Node {
-    /// Where connections to a container are tracked.
+    /// Where connections to a container come through.
     pub(crate) fn places_of(&self, id: &str) -> Places {
         let mut places = Places::new();
         for end in self.planner.containers().get(id).into_iter().flat_map(|c| &c.links) {

@@ -38,6 +38,7 @@ mod resolver;
 mod route;
 mod sandbox;
 mod settle;
+mod sockets;
 mod source_rule;
 mod space;
 mod spare;
@@ -63,7 +64,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{oneshot, watch};
 use types::{Condition, DirectoryUpdate, NetworkCheck, NetworkId, PortBinding};
 
-use crate::drain::Looks;
+use crate::drain::{Leaver, Looks};
 pub use crate::encryption::{
     EncryptionMode, EncryptionSeen, EncryptionStatus, PeerSeen, PeerStatus, Rotation, Tunnel,
     TunnelKey, TunnelPeer, TunnelSeen, TunnelStatus, TunnelTo,
@@ -328,13 +329,14 @@ impl Network for DataPath {
         let (least, most) = (begun + limit.min.as_duration(), begun + limit.max.as_duration());
         let most = most.max(least);
         let places = self.inner.node().places_of(id);
+        let leaver = Leaver { id: id.to_owned(), places: places.clone() };
         let mut looks = tokio::time::interval(DRAIN_PERIOD);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = async {
             loop {
                 let now = looks.tick().await;
                 // What cannot be counted is waited for as if it were open.
-                if now >= least && self.open_connections(places.clone()).await == Some(0) {
+                if now >= least && self.open_connections(leaver.clone()).await == Some(0) {
                     break;
                 }
             }

@@ -255,7 +255,7 @@ impl Node {
             }
             let known = scope == Scope::Host || self.spaces.contains_key(&scope);
             let applied = match changes.get(&scope) {
-                Some(changes) if known && !whole.contains(&scope) => {
+                Some(changes) if known && !changes.balances && !whole.contains(&scope) => {
                     self.space(scope).map_or(Ok(()), |space| space.apply(changes))
                 }
                 _ => {

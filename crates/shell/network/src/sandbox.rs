@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netplan::{
-    HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_TABLE, Scope, link, node_hardware,
+    HOST_HARDWARE, MARK, MARK_MASK, MESH_HARDWARE, RETURN_TABLE, Scope, link, node_hardware, set,
     tunnel_v4,
 };
-use types::NetworkPart;
+use types::{NetworkId, NetworkPart};
 
 use crate::namespace::enter;
 use crate::netlink::Message;
@@ -22,8 +22,8 @@ use crate::pair::{PairEnd, add_pair};
 use crate::route::{self, Elsewhere, V4, V6, Vxlan};
 use crate::space::{Kind, Space};
 use crate::sysctl;
-use crate::tables;
 use crate::tables::host::HostTable;
+use crate::tables::{self, OWN_TABLE};
 
 impl Node {
     /// Makes the namespace of a scope, its links and the list of its tables, unless they are there.
@@ -34,15 +34,33 @@ impl Node {
             Scope::Mesh => self.ensure_mesh(),
             Scope::Overlay(id) => {
                 let Some(part) = self.planner.network(id).cloned() else { return Ok(()) };
+                let known = self.spaces.contains_key(&scope);
                 self.ensure_space(scope)?;
-                let gateways: Vec<IpAddr> = part.subnets.iter().map(|(_, g)| *g).collect();
-                if let Some(space) = self.spaces.get_mut(&scope) {
-                    let reason = format!("{gateways:?}");
-                    space.set_tables(reason, || vec![tables::overlay::table(&gateways)]);
-                }
+                self.set_overlay_table(id, &part, known)?;
                 self.ensure_vxlan(scope, &part)
             }
         }
+    }
+
+    /// An earlier daemon's namespace that balances goes on with it: connections that came through a
+    /// virtual address may be there still.
+    fn set_overlay_table(
+        &mut self,
+        id: NetworkId,
+        part: &NetworkPart,
+        known: bool,
+    ) -> io::Result<()> {
+        let Some(space) = self.spaces.get_mut(&Scope::Overlay(id)) else { return Ok(()) };
+        if !known && space.has_set(OWN_TABLE, set::CLASS)? {
+            self.planner.keep_balanced(id);
+        }
+        if !self.planner.is_balanced(id) {
+            space.set_tables("plain".to_owned(), || vec![tables::overlay::plain()]);
+            return Ok(());
+        }
+        let gateways: Vec<IpAddr> = part.subnets.iter().map(|(_, g)| *g).collect();
+        space.set_tables(format!("{gateways:?}"), || vec![tables::overlay::balancing(&gateways)]);
+        Ok(())
     }
 
     fn ensure_host(&mut self) -> io::Result<()> {

@@ -11,6 +11,7 @@ use netplan::{Changes, Edit, Elements, LinkName, RouteKey, Surplus, Value, Wante
 
 use crate::hops::Hops;
 use crate::netlink::{Message, Socket};
+use crate::nft::INET;
 use crate::nft::table::{Found, NftSocket, Table, UNKNOWN};
 use crate::route::{self, ABSENT, PROTOCOL, RouteSocket, RouteTo, V4, V6};
 
@@ -144,6 +145,11 @@ impl Space {
             filter.certain = false;
             self.doubtful = true;
         }
+    }
+
+    /// Whether there is such a set, in a table of this name that anybody made.
+    pub(crate) fn has_set(&mut self, table: &str, set: &str) -> io::Result<bool> {
+        self.filter.as_mut().map_or(Ok(false), |filter| filter.socket.has_set(INET, table, set))
     }
 
     pub(crate) fn remove_table(&mut self, family: u8, name: &str) -> io::Result<()> {

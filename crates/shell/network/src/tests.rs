@@ -1,5 +1,6 @@
 //! The data path on hosts in network namespaces of their own, with the kernel's links and rules.
 
+mod balancing;
 mod connections;
 mod encrypted;
 mod encryption;

@@ -205,6 +205,14 @@ impl Rule {
         self.meta(Meta::Protocol, 0).is(0, &[number])
     }
 
+    /// It asks for a new connection, RFC 9293 section 3.5.
+    pub(crate) fn opens_tcp(self) -> Self {
+        self.protocol(libc::IPPROTO_TCP as u8)
+            .load(Base::Transport, TCP_FLAGS_OFFSET, 1, 0)
+            .mask(0, 0, &[TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK])
+            .is(0, &[TCP_SYN])
+    }
+
     pub(crate) fn within(self, set: &str, from: u32) -> Self {
         self.expression("lookup", |data| data.text(1, set).number_be(2, register(from)))
     }
@@ -432,6 +440,12 @@ pub(crate) const RELATED: u32 = 4;
 pub(crate) const GOTO: i32 = -4;
 const JUMP: i32 = -3;
 const RETURN: i32 = -5;
+
+const TCP_FLAGS_OFFSET: u32 = 13;
+const TCP_FIN: u8 = 1 << 0;
+const TCP_SYN: u8 = 1 << 1;
+const TCP_RST: u8 = 1 << 2;
+const TCP_ACK: u8 = 1 << 4;
 
 const STATUS_DESTINATION_TRANSLATED: u32 = 1 << 5;
 const FIB_LINK: u32 = 1;

@@ -379,6 +379,15 @@ impl NftSocket {
         self.0.transaction(begin, messages, mark(BATCH_END))
     }
 
+    /// Whether there is a set of this name, whoever made it.
+    pub(crate) fn has_set(&mut self, family: u8, table: &str, set: &str) -> io::Result<bool> {
+        match self.0.ask(message(GET_SET, 0, family).text(1, table).text(2, set)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether there is a table of this name, whoever made it.
     pub(crate) fn is_there(&mut self, table: &Table) -> io::Result<bool> {
         Ok(self.head(table)?.is_some())

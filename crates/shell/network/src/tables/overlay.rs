@@ -2,22 +2,26 @@
 //!
 //! Owns: its rules. Does not know: services.
 //! Invariant: all protocols and ports of a virtual address lead to the same choice of slots; no
-//! packet leaves with a mark.
+//! packet leaves with a mark; connections are tracked only where there are virtual addresses.
 
 use std::net::IpAddr;
 
 use netplan::{CLASSES, link, set};
 
-use super::{
-    NUMBER_PART, OWN_TABLE, TCP, address_part, bytes, classes, members, numbers, of, slots,
-};
-use crate::nft::expression::{Family, Meta, NEW, Rule};
+use super::{NUMBER_PART, OWN_TABLE, address_part, bytes, classes, members, numbers, of, slots};
+use crate::nft::expression::{Family, Meta, Rule};
 use crate::nft::table::{Chain, Table, class_chain, slot_chain};
 use crate::nft::{INET, hook, priority};
 use crate::route::octets;
 
+/// Of a network that never had a virtual address. A rule that asks for the state of a connection
+/// would have the kernel track all of them.
+pub(crate) fn plain() -> Table {
+    Table::new(INET, OWN_TABLE, Vec::new(), Vec::new(), guards().into())
+}
+
 /// `gateways` are those of the network's subnets: a task that comes to itself comes from there.
-pub(crate) fn table(gateways: &[IpAddr]) -> Table {
+pub(crate) fn balancing(gateways: &[IpAddr]) -> Table {
     let mut sets = Vec::new();
     for family in Family::ALL {
         let address = address_part(family);
@@ -38,12 +42,18 @@ pub(crate) fn table(gateways: &[IpAddr]) -> Table {
     before.push(Rule::new().meta(Meta::Mark, 0).dispatch(set::CLASS, 0));
     let after = Family::ALL.into_iter().filter_map(|family| to_itself(family, gateways)).collect();
     let (pre, post) = (hook::PREROUTING, hook::POSTROUTING);
-    chains.push(Chain::base("raw", "filter", pre, priority::RAW, vec![foreign_source()]));
+    chains.extend(guards());
     chains.push(Chain::base("pre", "nat", pre, priority::DESTINATION, before));
-    let dead = Family::ALL.into_iter().map(dead).collect();
-    chains.push(Chain::base("dead", "filter", pre, priority::FILTER, dead));
     chains.push(Chain::base("post", "nat", post, priority::SOURCE, after));
     Table::new(INET, OWN_TABLE, sets, Vec::new(), chains)
+}
+
+fn guards() -> [Chain; 2] {
+    let dead = Family::ALL.into_iter().map(dead).collect();
+    [
+        Chain::base("raw", "filter", hook::PREROUTING, priority::RAW, vec![foreign_source()]),
+        Chain::base("dead", "filter", hook::PREROUTING, priority::FILTER, dead),
+    ]
 }
 
 fn class_as_mark(family: Family) -> Rule {
@@ -102,7 +112,7 @@ fn foreign_source() -> Rule {
 /// The route would refuse it, too, but it says so a few times a second only, and while the sender
 /// is busy with sending, who does not listen before its next attempt.
 fn dead(family: Family) -> Rule {
-    Rule::of(family).protocol(TCP).state(NEW).for_nobody(family).reset()
+    Rule::of(family).opens_tcp().for_nobody(family).reset()
 }
 
 /// A task that was led to itself sees the gateway, so that its answer comes back here.

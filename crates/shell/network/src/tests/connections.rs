@@ -66,16 +66,26 @@ fn open_connections_are_remembered_for_a_day_in_every_table() {
 
 #[test]
 fn a_container_is_drained_when_its_last_connection_ends() {
-    in_lab(2, async |lab| {
+    drains(true);
+}
+
+#[test]
+fn a_container_is_drained_on_a_network_that_tracks_nothing_too() {
+    drains(false);
+}
+
+fn drains(balanced: bool) {
+    in_lab(2, async move |lab| {
         lab.add_network(1);
-        let service = lab.add_service(1, 1, &[]);
+        let service = balanced.then(|| lab.add_service(1, 1, &[]));
         lab.add_task(1, 0, 10, None);
-        lab.add_task(1, 1, 20, Some(service));
+        lab.add_task(1, 1, 20, service);
         lab.tell_all().await;
         let client = lab.attach(0, &wanted("client", &[1], 10)).await;
         let server = lab.attach(1, &wanted("server", &[1], 20)).await;
         let _server = Server::start(&server.netns, "server", 80);
-        let (stream, _) = connect(&namespace_of(&client.netns), (v4(1, 201), 80)).unwrap();
+        let address = v4(1, if balanced { 201 } else { 20 });
+        let (stream, _) = connect(&namespace_of(&client.netns), (address, 80)).unwrap();
         let path = lab.hosts[1].path.clone();
         let limit = |min, max| Drain { min: Millis(min), max: Millis(max) };
         let begun = Instant::now();

@@ -154,7 +154,7 @@ fn an_edit_after_somebody_elses_change_is_made_and_the_change_is_known() {
         let key = Bytes::new(&[10, 0, 0, last]).unwrap();
         [Edit::Put { set: set::VIP4, key, value: Value::Class(1) }]
     };
-    let table = overlay::table(&[]);
+    let table = overlay::balancing(&[]);
     in_new(|| {
         let (mut ours, mut others) = (NftSocket::open()?, NftSocket::open()?);
         ours.install(&table, &[])?;

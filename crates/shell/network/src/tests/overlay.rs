@@ -171,6 +171,7 @@ fn open_connections_survive_a_change_of_backends() {
 fn the_loop_mends_without_being_asked() {
     in_lab(1, async |lab| {
         lab.add_network(1);
+        lab.add_service(1, 1, &[]);
         lab.tell_all().await;
         let path = lab.hosts[0].path.clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
