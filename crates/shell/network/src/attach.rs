@@ -22,7 +22,7 @@ use crate::pair::Pair;
 use crate::route::{self, V4, V6};
 use crate::source_rule::{SourceRule, add_source_rule, delete_source_rule};
 use crate::space::{Kind, Space};
-use crate::spare::{Spare, first_network};
+use crate::spare::{Prepared, Spare, first_network};
 
 impl Node {
     /// Connects a container, or mends what is connected; `begun` is told what is being laid.
@@ -105,14 +105,15 @@ impl Node {
             self.plan_link(&mut plan, &known, attachment, AskedBy::Service)?;
         }
         for end in &mut plan.links {
-            if let Some(near) = made.and_then(|made| made.near(end.network)) {
-                near.clone_into(&mut end.link);
+            if let Some(made) = made.and_then(|made| made.link(end.network)) {
+                end.link.clone_from(&made.planned.near);
+                end.hardware = made.hardware;
             }
         }
         plan.outward = outward;
         if self.is_on_mesh(wanted) {
             let before = known.links.iter().find(|end| end.network.is_none());
-            let prepared = made.and_then(|made| made.near(None));
+            let prepared = made.and_then(|made| made.link(None));
             let mut mesh = self.plan_mesh_link(wanted, before, prepared)?;
             mesh.interface = container::free_interface(&plan);
             plan.links.push(mesh);
@@ -168,7 +169,10 @@ impl Node {
         }
         let same = |a: &LocalLink, b: &LocalLink| (a.v4, a.v6) == (b.v4, b.v6);
         match known.filter(|known| same(known, &end) && known.asked_by == asked_by) {
-            Some(known) => end.link.clone_from(&known.link),
+            Some(known) => {
+                end.link.clone_from(&known.link);
+                end.hardware = known.hardware;
+            }
             None => end.link = self.new_end(network.as_ref()),
         }
         let there = plan.links.iter().position(|link| link.network == Some(attachment.network));
@@ -189,7 +193,7 @@ impl Node {
         &mut self,
         wanted: &ContainerNetwork,
         before: Option<&LocalLink>,
-        prepared: Option<&str>,
+        prepared: Option<&Prepared>,
     ) -> io::Result<LocalLink> {
         let local = |address: &Ipv4Addr| self.links.v4.contains(address);
         let (v4, v6) = match (&wanted.mesh, before) {
@@ -204,12 +208,14 @@ impl Node {
                 (Some(v4), Some(self.links.companion(v4)))
             }
         };
-        let link = match before {
-            _ if let Some(prepared) = prepared => prepared.to_owned(),
-            Some(before) if (before.v4, before.v6) == (v4, v6) => before.link.clone(),
-            _ => self.new_link(),
+        let (link, hardware) = match before {
+            _ if let Some(made) = prepared => (made.planned.near.clone(), made.hardware),
+            Some(before) if (before.v4, before.v6) == (v4, v6) => {
+                (before.link.clone(), before.hardware)
+            }
+            _ => (self.new_link(), task_hardware(v4, v6)),
         };
-        Ok(LocalLink { link, v4, v6, hardware: task_hardware(v4, v6), ..LocalLink::default() })
+        Ok(LocalLink { link, v4, v6, hardware, ..LocalLink::default() })
     }
 
     /// A name for our end of a new link: none of a part of one of the host's links.
@@ -312,7 +318,7 @@ impl Node {
         let alias = self.names.alias_of(id);
         // First, for one's name may be another link's.
         let claimed = self.claim(prepared, &known, &alias, &mut inside)?;
-        let mut laid: Vec<&LocalLink> = claimed.iter().map(|(end, _)| *end).collect();
+        let mut laid = claimed.clone();
         for (end, interface) in &known {
             let far = there.iter().find(|link| link.name == interface.name);
             if let Some(network) = self.local_network(end) {
@@ -323,7 +329,7 @@ impl Node {
             }
             let scope = end.network.map_or(Scope::Mesh, Scope::Overlay);
             let Some(space) = self.spaces.get_mut(&scope) else { continue };
-            if claimed.iter().any(|(one, _)| one == end) {
+            if claimed.contains(end) {
                 continue;
             }
             // One that is left of an earlier namespace is found when it is in the way.

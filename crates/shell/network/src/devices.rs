@@ -11,7 +11,7 @@ use netplan::Hardware;
 use types::{LocalNetwork, NetworkDriver};
 
 use crate::netlink::{CREATE, EXCLUSIVE, Message};
-use crate::route::link_header;
+use crate::route::{self, link_header};
 
 /// A link in the host's namespace that other links are ports or parts of.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,11 @@ pub(crate) fn own(link: u32, alias: &str) -> Message {
 /// A link that is down gets another name.
 pub(crate) fn rename(link: u32, name: &str) -> Message {
     Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0)).text(libc::IFLA_IFNAME, name)
+}
+
+/// The same for one that is up, which kernels before 6.2 refuse.
+pub(crate) fn rename_up(link: u32, name: &str) -> [Message; 2] {
+    [route::set_down(link), route::set_up(link).text(libc::IFLA_IFNAME, name)]
 }
 
 /// Makes a link a port of a bridge.

@@ -2,8 +2,8 @@
 //!
 //! Owns: making one, and making one ahead of time that is claimed later.
 //! Does not know: what leads to it.
-//! Invariant: our end is up when a pair is laid or prepared; the container's is set up from inside,
-//! after it.
+//! Invariant: our end is up when a pair is laid; the container's is set up from inside, after it.
+//! What is prepared is all up.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -21,6 +21,7 @@ use crate::spare::Planned;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PairEnd<'a> {
     pub(crate) name: &'a str,
+    /// Zero: the kernel's choice.
     pub(crate) hardware: Hardware,
     pub(crate) mtu: u32,
     /// `None`: where the request is made.
@@ -71,21 +72,27 @@ impl Pair<'_> {
 }
 
 /// Makes a pair between the namespace `place` and that of `inside`, for whichever container that
-/// will be. Answers the number of the container's end.
+/// will be. Answers number and address of the container's end.
 pub(crate) fn prepare(
     place: &OwnedFd,
     planned: &Planned,
     namespace: &OwnedFd,
     inside: &mut Space,
-) -> io::Result<u32> {
+) -> io::Result<(u32, Hardware)> {
     let Planned { network, near, name, mtu } = planned;
-    let near = PairEnd { name: near, hardware: GATEWAY_HARDWARE, mtu: *mtu, namespace: None };
-    let far = PairEnd { name, namespace: Some(namespace), ..near };
-    let named = |message: Message| message.text(libc::IFLA_IFNAME, near.name);
+    let ours = PairEnd { name: near, hardware: GATEWAY_HARDWARE, mtu: *mtu, namespace: None };
+    let far = PairEnd { name, hardware: KERNELS_CHOICE, namespace: Some(namespace), ..ours };
+    let named = |message: Message| message.text(libc::IFLA_IFNAME, near);
     let strict = network.is_some();
-    let all = vec![add_pair(&near, &far), named(route::quiet(0, strict)), named(route::set_up(0))];
-    enter(place, || RouteSocket::open()?.batch(all, &[]))?;
-    inside.index_of(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    let all = vec![add_pair(&ours, &far), named(route::quiet(0, strict)), named(route::set_up(0))];
+    let mut outside = enter(place, RouteSocket::open)?;
+    outside.batch(all, &[])?;
+    let far = inside.learn_links()?.into_iter().find(|link| link.name == *name);
+    let far = far.ok_or(io::ErrorKind::NotFound)?;
+    inside.route.request(route::set_up(far.index))?;
+    // The kernel sees the other end's carrier when it is asked.
+    outside.index_of(near)?;
+    Ok((far.index, far.hardware))
 }
 
 /// Brings a container's end up. One of ours that was laid before may not be as it should be.
@@ -98,8 +105,7 @@ pub(crate) fn set_up(link: &Link, ours: Option<Hardware>, interface: &Interface)
     }
 }
 
-/// The same for one that was prepared, which knows neither yet.
-pub(crate) fn dress(link: u32, hardware: Hardware, mtu: u32) -> Message {
+fn dress(link: u32, hardware: Hardware, mtu: u32) -> Message {
     route::set_up(link).number(libc::IFLA_MTU, mtu).bytes(libc::IFLA_ADDRESS, &hardware)
 }
 
@@ -111,8 +117,11 @@ pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
             .text(libc::IFLA_IFNAME, end.name)
             .number(libc::IFLA_MTU, end.mtu)
             .number(libc::IFLA_NUM_TX_QUEUES, 1)
-            .number(libc::IFLA_NUM_RX_QUEUES, 1)
-            .bytes(libc::IFLA_ADDRESS, &end.hardware);
+            .number(libc::IFLA_NUM_RX_QUEUES, 1);
+        let message = match end.hardware {
+            KERNELS_CHOICE => message,
+            hardware => message.bytes(libc::IFLA_ADDRESS, &hardware),
+        };
         match end.namespace {
             Some(fd) => message.number(libc::IFLA_NET_NS_FD, fd.as_raw_fd() as u32),
             None => message,
@@ -125,5 +134,8 @@ pub(crate) fn add_pair(near: &PairEnd<'_>, far: &PairEnd<'_>) -> Message {
         })
     })
 }
+
+/// Random and locally administered.
+const KERNELS_CHOICE: Hardware = [0; 6];
 
 const VETH_INFO_PEER: u16 = 1;

@@ -254,6 +254,12 @@ pub(crate) fn set_up(link: u32) -> Message {
     Message::new(libc::RTM_NEWLINK, 0, &link_header(link, libc::IFF_UP as u32))
 }
 
+pub(crate) fn set_down(link: u32) -> Message {
+    let mut header = link_header(link, 0);
+    header[12..].copy_from_slice(&(libc::IFF_UP as u32).to_ne_bytes());
+    Message::new(libc::RTM_NEWLINK, 0, &header)
+}
+
 /// No address of the kernel's own making, and packets only from where they may come from.
 pub(crate) fn quiet(link: u32, strict_source: bool) -> Message {
     let message = Message::new(libc::RTM_NEWLINK, 0, &link_header(link, 0));

@@ -11,41 +11,34 @@ use netplan::{LocalLink, Scope, Wanted};
 
 use crate::attach::Lead;
 use crate::container::{self, Interface};
-use crate::netlink::Message;
 use crate::node::Node;
 use crate::pair::{self, Pair};
 use crate::route;
 use crate::space::Space;
 
 impl Node {
-    /// Brings the container's ends up, and what leads to those that were laid. Of those that were
-    /// `claimed` the number is known; answered are those of them whose end of ours is not there: it
-    /// went with the namespace that it was in.
+    /// Brings the container's ends up, and what leads to those that were laid. Those that were
+    /// `claimed` are up; answered are those of them whose end of ours is not there: it went with
+    /// the namespace that it was in.
     pub(crate) fn set_up<'a>(
         &mut self,
         inside: &mut Space,
         known: &[(&'a LocalLink, Interface)],
-        (laid, claimed): (&[&'a LocalLink], &[(&LocalLink, u32)]),
+        (laid, claimed): (&[&'a LocalLink], &[&LocalLink]),
         lead: Lead,
     ) -> io::Result<Vec<&'a LocalLink>> {
-        let number = |end: &LocalLink| claimed.iter().find(|(one, _)| *one == end);
-        let ends =
-            known.iter().filter_map(|(end, interface)| Some((number(end)?.1, end, interface)));
-        let mut ours: Vec<Message> = ends
-            .map(|(far, end, interface)| pair::dress(far, end.hardware, interface.mtu))
-            .collect();
         if laid.len() > claimed.len() {
             let links = inside.learn_links()?.into_iter();
-            ours.extend(links.filter_map(|link| {
+            let ours = links.filter_map(|link| {
                 let (end, interface) = known.iter().find(|(_, one)| one.name == link.name)?;
                 let hardware = self.local_network(end).is_none().then_some(end.hardware);
-                number(end).is_none().then(|| pair::set_up(&link, hardware, interface))
-            }));
+                (!claimed.contains(end)).then(|| pair::set_up(&link, hardware, interface))
+            });
+            inside.route.batch(ours.collect(), route::ABSENT)?;
         }
-        inside.route.batch(ours, route::ABSENT)?;
         let mut lost = Vec::new();
         for end in laid {
-            if !self.settle_carrier(end)? && number(end).is_some() {
+            if !self.settle_carrier(end)? && claimed.contains(end) {
                 lost.push(*end);
             }
         }

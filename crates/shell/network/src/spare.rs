@@ -11,12 +11,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use netplan::{LocalLink, Scope};
+use netplan::{Hardware, LocalLink, Scope};
 use ports::network::ContainerNetwork;
 use types::NetworkId;
 
 use crate::container::{Interface, UPLINK_MTU};
-use crate::devices::rename;
+use crate::devices::rename_up;
 use crate::namespace::{enter, in_new, own_namespace};
 use crate::node::Node;
 use crate::space::{Kind, Space};
@@ -44,11 +44,14 @@ pub(crate) struct Planned {
     pub(crate) mtu: u32,
 }
 
-/// The same, and the number of the container's end.
+/// The same, both ends up.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) planned: Planned,
+    /// The number of the container's end.
     pub(crate) far: u32,
+    /// Its address, which the kernel chose.
+    pub(crate) hardware: Hardware,
 }
 
 #[derive(Debug)]
@@ -303,16 +306,16 @@ impl Node {
     }
 
     /// Gives a container the links that were made with its namespace; answers which of its own
-    /// they are, with the numbers of its ends. What it has no use for goes.
+    /// they are. What it has no use for goes.
     pub(crate) fn claim<'a>(
         &mut self,
         prepared: Vec<Prepared>,
         known: &[(&'a LocalLink, Interface)],
         alias: &str,
         inside: &mut Space,
-    ) -> io::Result<Vec<(&'a LocalLink, u32)>> {
+    ) -> io::Result<Vec<&'a LocalLink>> {
         let mut claimed = Vec::new();
-        for Prepared { planned, far } in prepared {
+        for Prepared { planned, far, .. } in prepared {
             let Planned { network, near, .. } = &planned;
             let known = known.iter().find(|(end, _)| (&end.network, &end.link) == (network, near));
             let space = self.spaces.get_mut(&network.map_or(Scope::Mesh, Scope::Overlay));
@@ -321,14 +324,16 @@ impl Node {
                 continue;
             };
             if interface.name != planned.name {
-                inside.route.batch(vec![rename(far, &interface.name)], route::ABSENT)?;
+                inside.route.batch(rename_up(far, &interface.name).into(), route::ABSENT)?;
                 inside.note_name(far, &interface.name);
             }
             if interface.mtu != planned.mtu {
                 let sized = route::dress(0, alias, interface.mtu).text(libc::IFLA_IFNAME, near);
                 space.route.batch(vec![sized], route::ABSENT)?;
+                let sized = route::set_up(far).number(libc::IFLA_MTU, interface.mtu);
+                inside.route.batch(vec![sized], route::ABSENT)?;
             }
-            claimed.push((*end, far));
+            claimed.push(*end);
         }
         Ok(claimed)
     }
@@ -347,15 +352,14 @@ impl Spare {
 
     fn connect(&mut self, planned: Planned, place: &OwnedFd) {
         match pair::prepare(place, &planned, &self.namespace, &mut self.inside) {
-            Ok(far) => self.links.push(Prepared { planned, far }),
+            Ok((far, hardware)) => self.links.push(Prepared { planned, far, hardware }),
             Err(error) => tracing::debug!(%error, "no link was prepared"),
         }
     }
 
-    /// Our end of its link to a network, or to the mesh.
-    pub(crate) fn near(&self, network: Option<NetworkId>) -> Option<&str> {
-        let link = self.links.iter().find(|one| one.planned.network == network)?;
-        Some(&link.planned.near)
+    /// Its link to a network, or to the mesh.
+    pub(crate) fn link(&self, network: Option<NetworkId>) -> Option<&Prepared> {
+        self.links.iter().find(|one| one.planned.network == network)
     }
 }
 
@@ -416,6 +420,10 @@ mod tests {
         }));
     }
 
+    fn near(spare: &Spare, network: Option<NetworkId>) -> Option<&str> {
+        spare.link(network).map(|link| link.planned.near.as_str())
+    }
+
     fn has_link(place: &OwnedFd, name: &str) -> bool {
         let found = enter(place, || RouteSocket::open()?.index_of(name));
         found.unwrap().is_some()
@@ -428,19 +436,22 @@ mod tests {
         ask(&mut spares, &[network(1)], &[(Some(network(1)), &sandbox), (None, &mesh)]);
         assert_eq!(spares.links().collect::<Vec<_>>(), ["t10", "t11"]);
         // Not to another network's, nor to one that is on none.
-        assert_eq!(spares.take(&[network(2)]).unwrap().near(None), None);
-        assert_eq!(spares.take(&[]).unwrap().near(None), None);
+        assert_eq!(near(&spares.take(&[network(2)]).unwrap(), None), None);
+        assert_eq!(near(&spares.take(&[]).unwrap(), None), None);
         let mut spare = spares.take(&[network(1)]).unwrap();
-        assert_eq!((spare.near(Some(network(1))), spare.near(None)), (Some("t10"), Some("t11")));
+        let ours = (near(&spare, Some(network(1))), near(&spare, None));
+        assert_eq!(ours, (Some("t10"), Some("t11")));
         assert_eq!(spares.links().count(), 0);
         let links = spare.inside.learn_links().unwrap();
         for (at, one) in spare.links.iter().enumerate() {
             let end = links.iter().find(|link| link.index == one.far).unwrap();
-            assert_eq!((end.kind.as_str(), end.mtu, end.up), ("veth", 1400, false));
-            assert_eq!(end.name, format!("eth{at}"));
+            assert_eq!((end.kind.as_str(), end.mtu, end.up), ("veth", 1400, true));
+            assert_eq!((&end.name, end.hardware), (&format!("eth{at}"), one.hardware));
+            // Locally administered, and nobody else's.
+            assert_eq!(one.hardware[0] & 3, 2, "{:?}", one.hardware);
         }
         // Without one that waits, one is made.
-        assert_eq!(spares.take(&[network(1)]).unwrap().near(None), None);
+        assert_eq!(near(&spares.take(&[network(1)]).unwrap(), None), None);
         drop(spare);
         eventually(|| !has_link(&mesh, "t11") && !has_link(&sandbox, "t10"));
     }
@@ -453,7 +464,7 @@ mod tests {
         let switch = "/proc/sys/net/ipv4/conf/default/arp_ignore";
         enter(&host, || std::fs::write(switch, "1")).unwrap();
         spares.look().unwrap();
-        assert_eq!(spares.take(&[]).unwrap().near(None), None);
+        assert_eq!(near(&spares.take(&[]).unwrap(), None), None);
         assert_eq!(spares.links().count(), 0);
     }
 
@@ -465,7 +476,7 @@ mod tests {
         ask(&mut spares, &[], &[(None, &mesh)]);
         spares.keep(|one| one != network(1));
         assert_eq!(spares.links().collect::<Vec<_>>(), ["t20"]);
-        assert_eq!(spares.take(&[network(1)]).unwrap().near(None), Some("t20"));
+        assert_eq!(near(&spares.take(&[network(1)]).unwrap(), None), Some("t20"));
     }
 
     #[test]

@@ -155,6 +155,11 @@ fn containers_that_follow_each_other_are_connected_alike() {
                 let one = lab.attach(0, &wanted(&name, networks, number)).await;
                 is_connected(lab, &one.netns, networks, number);
                 assert_eq!(path.repair().await.unwrap(), 0, "after {name}");
+                // Asked for again it keeps its links, whoever chose what they are like.
+                let plan = || path.inner.node().planner.containers()[&name].clone();
+                let before = plan();
+                lab.attach(0, &wanted(&name, networks, number)).await;
+                assert_eq!(plan(), before);
                 // The next one finds what is made meanwhile.
                 tokio::time::sleep(Duration::from_millis(30)).await;
             }
