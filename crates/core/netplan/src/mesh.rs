@@ -115,12 +115,17 @@ fn offset_v6(net: Ipv6Net, offset: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(net.network().to_bits().wrapping_add(u128::from(offset)))
 }
 
+/// A published one.
+type Port = (PortProtocol, u16);
+
 /// The mesh namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Mesh {
     pub(crate) fabric: Fabric,
     /// Ports published by each service.
-    published: BTreeMap<ServiceId, BTreeSet<(PortProtocol, u16)>>,
+    published: BTreeMap<ServiceId, BTreeSet<Port>>,
+    /// Ports of the node that lead to one container each.
+    single: BTreeSet<Port>,
     /// What other nodes may reach at each task of this node.
     targets: BTreeMap<TaskId, BTreeSet<(IpAddr, PortProtocol, u16)>>,
 }
@@ -130,6 +135,7 @@ impl Mesh {
         let mut mesh = Self {
             fabric: Fabric::balancing(),
             published: BTreeMap::new(),
+            single: BTreeSet::new(),
             targets: BTreeMap::new(),
         };
         let (wanted, none) = (&mut mesh.fabric.wanted, &mut Changes::default());
@@ -171,24 +177,41 @@ impl Mesh {
         wanted.neighbour(link::VXLAN, RETURN_HOP.into(), hardware, changes);
     }
 
-    /// What a service publishes, and what of it runs where.
-    pub(crate) fn publish(&mut self, table: &Table, service: ServiceId, changes: &mut Changes) {
-        let part = table.services.get(&service);
-        let ports: Vec<&PortPart> =
-            part.into_iter().flat_map(|part| part.ports.iter().filter(|p| is_mesh(p))).collect();
-        let now: BTreeSet<(PortProtocol, u16)> =
-            ports.iter().map(|port| (port.protocol, port.published)).collect();
-        let before = match now.is_empty() {
-            true => self.published.remove(&service),
-            false => self.published.insert(service, now.clone()),
-        };
-        for (protocol, published) in before.unwrap_or_default().difference(&now) {
-            self.lead(*protocol, *published, |_| BTreeSet::new(), changes);
+    /// Takes from a service the ports that it does not publish any more.
+    pub(crate) fn withdraw(&mut self, table: &Table, service: ServiceId, changes: &mut Changes) {
+        let Some(before) = self.published.remove(&service) else { return };
+        let now: BTreeSet<Port> = published_by(table, service).map(number_of_port).collect();
+        for port in before.difference(&now) {
+            self.lead_if_free(*port, |_| BTreeSet::new(), changes);
         }
-        for port in ports {
+        if !now.is_empty() {
+            self.published.insert(service, now);
+        }
+    }
+
+    /// What a service publishes, and what of it runs where; after it was withdrawn.
+    pub(crate) fn publish(&mut self, table: &Table, service: ServiceId, changes: &mut Changes) {
+        let mut now = BTreeSet::new();
+        for port in published_by(table, service) {
+            now.insert(number_of_port(port));
             let backends =
                 |v6| serving(table, service, v6).map(|address| (address, port.target)).collect();
-            self.lead(port.protocol, port.published, backends, changes);
+            self.lead_if_free(number_of_port(port), backends, changes);
+        }
+        if !now.is_empty() {
+            self.published.insert(service, now);
+        }
+    }
+
+    /// A container's port stays the container's.
+    fn lead_if_free(
+        &mut self,
+        port: Port,
+        backends: impl Fn(bool) -> BTreeSet<(IpAddr, u16)>,
+        changes: &mut Changes,
+    ) {
+        if !self.single.contains(&port) {
+            self.lead(port.0, port.1, backends, changes);
         }
     }
 
@@ -298,14 +321,15 @@ impl Mesh {
         self.fabric.wanted.sync(set::OPEN6, v6, &mut changes.edits);
     }
 
-    /// The node's own port that leads to one container; `None`: to nothing any more.
+    /// The node's own port that leads to one container; `None`: to nothing any more. Answers which
+    /// service publishes it.
     pub(crate) fn lead_host_port(
         &mut self,
         protocol: PortProtocol,
         port: u16,
         to: Option<(&LocalLink, u16)>,
         changes: &mut Changes,
-    ) {
+    ) -> Option<ServiceId> {
         let backends = |v6| {
             let addresses = to.into_iter().flat_map(|(end, target)| {
                 addresses(end.v4, end.v6).map(move |address| (address, target))
@@ -313,6 +337,13 @@ impl Mesh {
             addresses.filter(|(address, _)| address.is_ipv6() == v6).collect()
         };
         self.lead(protocol, port, backends, changes);
+        let port = (protocol, port);
+        match to {
+            Some(_) => self.single.insert(port),
+            None => self.single.remove(&port),
+        };
+        let mut all = self.published.iter();
+        all.find(|(_, ports)| ports.contains(&port)).map(|(service, _)| *service)
     }
 
     /// What containers must not reach: managers, and more `ports` of nodes.
@@ -500,6 +531,15 @@ pub(crate) fn is_everywhere(host: &str) -> bool {
 /// Every port of a mesh that the services of a table publish.
 pub(crate) fn mesh_ports(table: &Table) -> impl Iterator<Item = &PortPart> + '_ {
     table.services.values().flat_map(|service| service.ports.iter().filter(|port| is_mesh(port)))
+}
+
+fn published_by(table: &Table, service: ServiceId) -> impl Iterator<Item = &PortPart> + '_ {
+    let part = table.services.get(&service);
+    part.into_iter().flat_map(|part| part.ports.iter().filter(|port| is_mesh(port)))
+}
+
+fn number_of_port(port: &PortPart) -> Port {
+    (port.protocol, port.published)
 }
 
 fn is_mesh(port: &PortPart) -> bool {

@@ -352,20 +352,29 @@ impl Fabric {
         self.wanted.route(key, to, changes);
     }
 
-    /// The virtual addresses of a service; `before` are those that it had.
-    pub(crate) fn spread_service(
+    /// The virtual addresses that a service has no more lead nowhere; `before` are those that it
+    /// had.
+    pub(crate) fn withdraw_service(
         &mut self,
         table: &Table,
         service: ServiceId,
         before: &BTreeSet<IpAddr>,
         changes: &mut Changes,
-    ) -> BTreeSet<IpAddr> {
-        let now: BTreeSet<IpAddr> =
-            table.services.get(&service).into_iter().flat_map(virtual_addresses).collect();
-        for address in before.difference(&now) {
+    ) {
+        for address in before.difference(&virtuals_of(table, service)) {
             let front = Front::Virtual(*address);
             self.balancers.spread(front, &BTreeSet::new(), &mut self.wanted, changes);
         }
+    }
+
+    /// Answers the virtual addresses of a service, after they lead to its tasks.
+    pub(crate) fn spread_service(
+        &mut self,
+        table: &Table,
+        service: ServiceId,
+        changes: &mut Changes,
+    ) -> BTreeSet<IpAddr> {
+        let now = virtuals_of(table, service);
         for address in &now {
             let backends =
                 serving(table, service, address.is_ipv6()).map(|address| (address, 0)).collect();
@@ -389,6 +398,10 @@ pub(crate) fn serving(
         false => part.v4.map(IpAddr::V4),
         true => part.v6.map(IpAddr::V6),
     })
+}
+
+fn virtuals_of(table: &Table, service: ServiceId) -> BTreeSet<IpAddr> {
+    table.services.get(&service).into_iter().flat_map(virtual_addresses).collect()
 }
 
 fn virtual_addresses(part: &ServicePart) -> impl Iterator<Item = IpAddr> {

@@ -290,8 +290,16 @@ impl Planner {
             }
         }
         for port in container.host_ports.iter().filter(|port| port.is_everywhere()) {
-            let changes = all.entry(Scope::Mesh).or_default();
-            self.mesh.lead_host_port(port.protocol, port.published, None, changes);
+            self.free_port(port, all);
+        }
+    }
+
+    /// A service may have published the port meanwhile.
+    fn free_port(&mut self, port: &HostPortPlan, all: &mut All) {
+        let changes = all.entry(Scope::Mesh).or_default();
+        let service = self.mesh.lead_host_port(port.protocol, port.published, None, changes);
+        if let Some((table, service)) = self.ingress.as_ref().zip(service) {
+            self.mesh.publish(table, service, changes);
         }
     }
 

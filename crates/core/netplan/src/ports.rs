@@ -22,6 +22,26 @@ impl Planner {
         of(port).iter().any(|wanted| all().any(|other| wanted.meets(other)))
     }
 
+    /// Ports that the mesh would publish, were they not a container's of this node already. Which
+    /// ports nodes chose for containers is not known where a service is given its own.
+    #[must_use]
+    pub fn contested(&self) -> BTreeSet<PortBinding> {
+        let own = &self.node_addresses;
+        let all = self.containers.values().flat_map(|container| &container.host_ports);
+        let bindings = all.flat_map(|p| bindings_of(p.protocol, p.published, &p.host, own));
+        let singles: BTreeSet<PortBinding> = bindings.collect();
+        let numbers: BTreeSet<_> = singles.iter().map(|one| (one.protocol, one.port)).collect();
+        let published: Vec<PortBinding> = self
+            .ingress
+            .iter()
+            .flat_map(mesh_ports)
+            .filter(|port| numbers.contains(&(port.protocol, port.published)))
+            .flat_map(|port| bindings_of(port.protocol, port.published, &port.host, own))
+            .collect();
+        let meets = |single: &PortBinding| published.iter().any(|other| single.meets(other));
+        singles.into_iter().filter(meets).collect()
+    }
+
     /// What depends on the ports and addresses of all.
     pub(crate) fn after_ports(&mut self, all: &mut All) {
         let mut bindings = BTreeSet::new();

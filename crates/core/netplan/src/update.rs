@@ -88,6 +88,10 @@ impl Planner {
     ) -> All {
         let Begun { update, renumbered, mut all } = begun;
         let (services, tasks) = self.put_parts(&update, renumbered, &mut all, hand_over);
+        // What one service leaves another one may get.
+        for (network, service) in &services {
+            self.withdraw(*network, *service, &mut all);
+        }
         for (network, service) in services {
             self.spread(network, service, &mut all);
         }
@@ -142,7 +146,7 @@ impl Planner {
         let changes = all.entry(Scope::Mesh).or_default();
         let empty = Table::new(table.part.clone());
         for service in table.services.keys() {
-            self.mesh.publish(&empty, *service, changes);
+            self.mesh.withdraw(&empty, *service, changes);
         }
         for part in table.endpoints.values() {
             self.mesh.open_targets(None, part.task, None, changes);
@@ -313,15 +317,27 @@ impl Planner {
         }
     }
 
+    /// Takes from a service what it has no more.
+    fn withdraw(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
+        if let Some(overlay) = self.overlays.get_mut(&network) {
+            let Overlay { table, fabric, virtuals } = overlay;
+            let Some(before) = virtuals.get(&service) else { return };
+            let changes = all.entry(Scope::Overlay(network)).or_default();
+            fabric.withdraw_service(table, service, before, changes);
+        } else if let Some(table) = self.ingress.as_ref().filter(|t| t.part.id == network) {
+            self.mesh.withdraw(table, service, all.entry(Scope::Mesh).or_default());
+        }
+    }
+
     pub(crate) fn spread(&mut self, network: NetworkId, service: ServiceId, all: &mut All) {
         if let Some(overlay) = self.overlays.get_mut(&network) {
             let Overlay { table, fabric, virtuals } = overlay;
             let changes = all.entry(Scope::Overlay(network)).or_default();
-            let before = virtuals.remove(&service).unwrap_or_default();
-            let now = fabric.spread_service(table, service, &before, changes);
-            if !now.is_empty() {
-                virtuals.insert(service, now);
-            }
+            let now = fabric.spread_service(table, service, changes);
+            match now.is_empty() {
+                true => virtuals.remove(&service),
+                false => virtuals.insert(service, now),
+            };
         } else if let Some(table) = self.ingress.as_ref().filter(|t| t.part.id == network) {
             self.mesh.publish(table, service, all.entry(Scope::Mesh).or_default());
         }

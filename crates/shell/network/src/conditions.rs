@@ -20,7 +20,12 @@ impl Node {
         let held = |binding: &PortBinding| {
             format!("port {} is held by a program of this host: not published", words(binding))
         };
-        let taken: Vec<String> = ports.iter().map(held).collect();
+        let mut taken: Vec<String> = ports.iter().map(held).collect();
+        let contested = self.planner.contested();
+        taken.extend(contested.iter().map(|binding| {
+            format!("port {} is a container's of this host: not published", words(binding))
+        }));
+        ports.extend(contested);
         ports.truncate(CONDITION_PORTS_MAX);
         let drops = self.foreign_drops()?;
         let clear = self.clear_text()?;

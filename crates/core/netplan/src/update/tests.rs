@@ -6,11 +6,15 @@
 use std::net::Ipv4Addr;
 
 use base::Id;
-use types::{EndpointMode, EndpointPart, OwnEncryption, OwnPart, ServicePart};
+use types::{
+    EndpointMode, EndpointPart, OwnEncryption, OwnPart, PortPart, PortProtocol, PublishMode,
+    ServicePart,
+};
 
 use super::*;
 use crate::mesh::MeshLinks;
 use crate::overlay::{MAIN, host_net};
+use crate::plan::{HostPortPlan, LocalLink};
 use crate::state::{Surplus, Wanted};
 
 fn id<T: From<Id>>(number: u32) -> T {
@@ -172,4 +176,93 @@ fn addresses_that_move_and_go_in_one_update_are_where_they_are_wanted() {
     }
     let first = RouteKey { table: MAIN, net: host_net(Ipv4Addr::from_bits(0x0a10_0000).into()) };
     assert!(!held[&Scope::Mesh].0.routes.contains_key(&first));
+}
+
+fn published(service: &mut ServicePart, ports: &[u16]) {
+    let port = |published: &u16| PortPart {
+        name: String::new(),
+        protocol: PortProtocol::Tcp,
+        target: 80,
+        published: *published,
+        mode: PublishMode::Ingress,
+        host: String::new(),
+    };
+    service.ports = ports.iter().map(port).collect();
+}
+
+#[test]
+fn what_a_service_leaves_another_one_gets_in_the_same_update() {
+    let mut first = update(&NETWORKS, 400);
+    let edge = |number: u32| usize::try_from(number).unwrap() * NETWORKS.len();
+    for (number, ports) in [(0, [80, 81]), (99, [90, 91])] {
+        first.services[edge(number)..][..3].iter_mut().for_each(|one| published(one, &ports));
+    }
+    // Each has what the other one had, whichever is taken first.
+    let mut second = first.clone();
+    let (one, other) = (edge(0), edge(99));
+    for at in 0..NETWORKS.len() {
+        let (v4, ports) = (first.services[one + at].v4, first.services[one + at].ports.clone());
+        second.services[one + at].v4 = first.services[other + at].v4;
+        second.services[one + at].ports = first.services[other + at].ports.clone();
+        (second.services[other + at].v4, second.services[other + at].ports) = (v4, ports);
+    }
+    // One goes, and its place is taken.
+    let mut third = second.clone();
+    third.services.drain(other..);
+    for at in 0..NETWORKS.len() {
+        third.services[one + at].v4 = second.services[other + at].v4;
+        third.services[one + at].ports = second.services[other + at].ports.clone();
+    }
+    let mut planner = planner();
+    for update in [&first, &second, &third, &first] {
+        planner.update(update);
+        let mut fresh = self::planner();
+        fresh.update(update);
+        for scope in scopes() {
+            // Which slot a backend is in depends on those before it.
+            let keys = |planner: &Planner| {
+                let elements = planner.wanted(scope).unwrap().elements.clone().into_iter();
+                let keys = elements.map(|(set, all)| (set, all.into_keys().collect::<Vec<_>>()));
+                keys.filter(|(_, keys)| !keys.is_empty()).collect::<Vec<_>>()
+            };
+            assert!(keys(&planner) == keys(&fresh), "{scope:?}");
+        }
+    }
+}
+
+#[test]
+fn a_port_that_a_container_has_is_the_services_once_it_has_left() {
+    let mut planner = planner();
+    let mut all = update(&NETWORKS, 400);
+    planner.update(&all);
+    let end = LocalLink {
+        link: "t1".into(),
+        v4: Some([100, 64, 0, 9].into()),
+        hardware: [2, 0, 0, 0, 0, 9],
+        ..LocalLink::default()
+    };
+    let port = HostPortPlan {
+        protocol: PortProtocol::Tcp,
+        published: 40_000,
+        target: 8080,
+        host: String::new(),
+    };
+    let container =
+        LocalContainer { links: vec![end], host_ports: vec![port], ..LocalContainer::default() };
+    planner.attach("one", container);
+    let targets = |planner: &Planner| {
+        let elements = planner.wanted(Scope::Mesh).unwrap().elements.get(crate::set::TARGET4);
+        elements.map_or(0, BTreeMap::len)
+    };
+    assert_eq!((targets(&planner), planner.contested().len()), (1, 0));
+    // The node chose the port, and nobody else knew when a service was given the same.
+    all.services[2].network = id(9);
+    published(&mut all.services[2], &[40_000]);
+    planner.update(&all);
+    assert_eq!((targets(&planner), planner.contested().len()), (1, 1));
+    planner.detach("one");
+    assert_eq!((targets(&planner), planner.contested().len()), (4, 0));
+    all.services[2].ports.clear();
+    planner.update(&all);
+    assert_eq!(targets(&planner), 0);
 }

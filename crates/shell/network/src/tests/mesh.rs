@@ -294,6 +294,36 @@ fn a_port_that_somebody_else_holds_is_not_published() {
     });
 }
 
+#[test]
+fn a_port_that_a_node_chose_for_a_container_stays_the_containers() {
+    in_lab(1, async |lab| {
+        lab.add_network(INGRESS);
+        lab.tell_all().await;
+        let path = lab.hosts[0].path.clone();
+        let any =
+            HostPort { protocol: PortProtocol::Tcp, target: 80, published: 0, host: String::new() };
+        let one = ContainerNetwork { host_ports: vec![any], ..plain("one") };
+        let one = path.attach(&one).await.unwrap();
+        let _one = Server::start(&one.netns, "one", 80);
+        let port = one.host_ports[0].published;
+        // Nobody else knows of it, and a service is given the same.
+        let web = lab.add_service(INGRESS, 1, &[(port, 80)]);
+        lab.add_task(INGRESS, 0, 20, Some(web));
+        lab.tell_all().await;
+        let web = lab.attach(0, &wanted("web", &[INGRESS], 20)).await;
+        let _web = Server::start(&web.netns, "web", 80);
+        assert_eq!(ask(&lab.client, (host_v4(11), port)).unwrap(), "one 192.0.2.100");
+        let said = path.inner.node().conditions().unwrap();
+        assert_eq!(said[0].code, types::ConditionCode::PortTaken);
+        assert!(said[0].message.contains(&format!("{port}/tcp is a container's")), "{said:?}");
+        let binding = PortBinding { protocol: PortProtocol::Tcp, port, address: None };
+        assert_eq!(said[0].ports, [binding]);
+        path.detach("one").await.unwrap();
+        assert_eq!(ask(&lab.client, (host_v4(11), port)).unwrap(), "web 192.0.2.100");
+        assert_eq!(path.inner.node().conditions().unwrap(), []);
+    });
+}
+
 fn plain(id: &str) -> ContainerNetwork {
     ContainerNetwork { id: id.to_owned(), hostname: id.to_owned(), ..ContainerNetwork::default() }
 }
