@@ -429,14 +429,30 @@ fn self_pair(address: IpAddr) -> (&'static str, Bytes) {
     (sets, Key::new().address(address).address(address).done())
 }
 
-/// Drops deletions of what is wanted again, from the second transaction.
-pub(crate) fn settle_edits(wanted: &Wanted, later: &mut Vec<Edit>) {
-    later.retain(|edit| match edit {
+/// Drops deletions of what is wanted again, from the second transaction. What the first one adds in
+/// their place is there until then.
+pub(crate) fn settle_edits(wanted: &Wanted, changes: &mut Changes) {
+    let mut again = BTreeSet::new();
+    changes.later.retain(|edit| match edit {
         Edit::Delete { set, key } => {
-            !wanted.elements.get(set).is_some_and(|elements| elements.contains_key(key))
+            let is_wanted = wanted.elements.get(set).is_some_and(|all| all.contains_key(key));
+            if is_wanted {
+                again.insert((*set, *key));
+            }
+            !is_wanted
         }
         Edit::Put { .. } | Edit::Replace { .. } => true,
     });
+    if again.is_empty() {
+        return;
+    }
+    for edit in &mut changes.edits {
+        if let Edit::Put { set, key, value } = *edit
+            && again.contains(&(set, key))
+        {
+            *edit = Edit::Replace { set, key, value };
+        }
+    }
 }
 
 /// The table that packets without a mark are routed by.

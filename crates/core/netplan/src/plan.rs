@@ -344,7 +344,7 @@ impl Planner {
         all.retain(|scope, changes| {
             let Some(wanted) = self.wanted(*scope) else { return false };
             wanted.settle(changes);
-            settle_edits(wanted, &mut changes.later);
+            settle_edits(wanted, changes);
             !changes.is_empty()
         });
         all

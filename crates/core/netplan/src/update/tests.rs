@@ -15,7 +15,7 @@ use super::*;
 use crate::mesh::MeshLinks;
 use crate::overlay::{MAIN, host_net};
 use crate::plan::{HostPortPlan, LocalLink};
-use crate::state::{Surplus, Wanted};
+use crate::state::{Edit, Surplus, Wanted};
 
 fn id<T: From<Id>>(number: u32) -> T {
     T::from(Id::from_u128(u128::from(number) + 1).unwrap())
@@ -178,6 +178,31 @@ fn addresses_that_move_and_go_in_one_update_are_where_they_are_wanted() {
     assert!(!held[&Scope::Mesh].0.routes.contains_key(&first));
 }
 
+type Elements = BTreeMap<&'static str, crate::Elements>;
+
+/// As the kernel does: nothing is added twice, and nothing removed that is not there.
+fn carry_out(kernel: &mut Elements, edits: &[Edit]) {
+    for edit in edits {
+        match *edit {
+            Edit::Put { set, key, value } => {
+                assert_eq!(kernel.entry(set).or_default().insert(key, value), None, "{edit:?}");
+            }
+            Edit::Replace { set, key, value } => {
+                let before = kernel.get_mut(set).and_then(|all| all.insert(key, value));
+                assert!(before.is_some(), "{edit:?}");
+            }
+            Edit::Delete { set, key } => {
+                let before = kernel.get_mut(set).and_then(|all| all.remove(&key));
+                assert!(before.is_some(), "{edit:?}");
+            }
+        }
+    }
+}
+
+fn without_empty(all: &Elements) -> Elements {
+    all.iter().filter(|(_, all)| !all.is_empty()).map(|(set, all)| (*set, all.clone())).collect()
+}
+
 fn published(service: &mut ServicePart, ports: &[u16]) {
     let port = |published: &u16| PortPart {
         name: String::new(),
@@ -213,9 +238,18 @@ fn what_a_service_leaves_another_one_gets_in_the_same_update() {
         third.services[one + at].v4 = second.services[other + at].v4;
         third.services[one + at].ports = second.services[other + at].ports.clone();
     }
-    let mut planner = planner();
+    let (mut planner, mut kernel) = (planner(), BTreeMap::<Scope, Elements>::new());
+    for scope in scopes() {
+        kernel.insert(scope, planner.wanted(scope).map(|w| w.elements.clone()).unwrap_or_default());
+    }
     for update in [&first, &second, &third, &first] {
-        planner.update(update);
+        for (scope, changes) in planner.update(update) {
+            let Some(kernel) = kernel.get_mut(&scope) else { continue };
+            carry_out(kernel, &changes.edits);
+            carry_out(kernel, &changes.later);
+            let wanted = &planner.wanted(scope).unwrap().elements;
+            assert!(without_empty(kernel) == without_empty(wanted), "{scope:?}");
+        }
         let mut fresh = self::planner();
         fresh.update(update);
         for scope in scopes() {

@@ -126,3 +126,44 @@ fn a_task_that_is_gone_refuses_every_connection_on_a_network_that_tracks_nothing
         assert!(!tracks(lab, 0));
     });
 }
+
+#[test]
+fn two_services_that_change_places_in_one_update_are_reached_at_their_new_ones() {
+    in_lab(1, async |lab| {
+        lab.add_network(1);
+        lab.add_network(INGRESS);
+        let mut servers = Vec::new();
+        for (number, name) in [(1, "one"), (2, "two")] {
+            let address = 10 + number;
+            let service = lab.add_service(1, number, &[]);
+            lab.add_task(1, 0, address, Some(service));
+            let service = lab.add_service(INGRESS, 2 + number, &[(8000 + u16::from(number), 80)]);
+            lab.add_task(INGRESS, 0, address, Some(service));
+            lab.tell_all().await;
+            let task = lab.attach(0, &wanted(name, &[1, INGRESS], address)).await;
+            servers.push((Server::start(&task.netns, name, 80), namespace_of(&task.netns)));
+        }
+        let from = servers[0].1.try_clone().unwrap();
+        for (first, second) in [("one", "two"), ("two", "one"), ("one", "two")] {
+            for (number, name) in [(1, first), (2, second)] {
+                for address in [v4(1, 200 + number), v6(1, 200 + u16::from(number))] {
+                    let answer = ask(&from, (address, 80)).unwrap();
+                    assert!(answer.starts_with(name), "{address}: {answer}");
+                }
+                let port = (lab.hosts[0].address, 8000 + u16::from(number));
+                let answer = ask(&lab.client, port).unwrap();
+                assert!(answer.starts_with(name), "{port:?}: {answer}");
+            }
+            for [one, other] in [[0, 2], [1, 3]] {
+                let services = &mut lab.directory.services;
+                let (v4, v6, ports) =
+                    (services[one].v4, services[one].v6, services[one].ports.clone());
+                (services[one].v4, services[one].v6) = (services[other].v4, services[other].v6);
+                services[one].ports = std::mem::replace(&mut services[other].ports, ports);
+                (services[other].v4, services[other].v6) = (v4, v6);
+            }
+            lab.hosts[0].path.update(only_services(lab)).await.unwrap();
+            assert_eq!(lab.hosts[0].path.repair().await.unwrap(), 0);
+        }
+    });
+}
