@@ -321,15 +321,14 @@ impl Mesh {
         self.fabric.wanted.sync(set::OPEN6, v6, &mut changes.edits);
     }
 
-    /// The node's own port that leads to one container; `None`: to nothing any more. Answers which
-    /// service publishes it.
+    /// The node's own port that leads to one container; `None`: to nothing any more.
     pub(crate) fn lead_host_port(
         &mut self,
         protocol: PortProtocol,
         port: u16,
         to: Option<(&LocalLink, u16)>,
         changes: &mut Changes,
-    ) -> Option<ServiceId> {
+    ) {
         let backends = |v6| {
             let addresses = to.into_iter().flat_map(|(end, target)| {
                 addresses(end.v4, end.v6).map(move |address| (address, target))
@@ -342,8 +341,12 @@ impl Mesh {
             Some(_) => self.single.insert(port),
             None => self.single.remove(&port),
         };
+    }
+
+    /// The service that publishes a port.
+    pub(crate) fn publisher(&self, protocol: PortProtocol, port: u16) -> Option<ServiceId> {
         let mut all = self.published.iter();
-        all.find(|(_, ports)| ports.contains(&port)).map(|(service, _)| *service)
+        all.find(|(_, ports)| ports.contains(&(protocol, port))).map(|(service, _)| *service)
     }
 
     /// What containers must not reach: managers, and more `ports` of nodes.

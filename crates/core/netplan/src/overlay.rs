@@ -459,21 +459,26 @@ pub(crate) fn settle_edits(wanted: &Wanted, changes: &mut Changes) {
 pub const MAIN: u32 = 254;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// What the kernel holds after edits.
-    fn carry_out(kernel: &mut BTreeMap<&'static str, BTreeMap<Bytes, Value>>, edits: &[Edit]) {
+    /// What the kernel holds after edits: nothing is added twice, nor removed that is not there.
+    pub(crate) fn carry_out(
+        kernel: &mut BTreeMap<&'static str, BTreeMap<Bytes, Value>>,
+        edits: &[Edit],
+    ) {
         for edit in edits {
             match *edit {
                 Edit::Put { set, key, value } => {
-                    assert_eq!(kernel.entry(set).or_default().insert(key, value), None);
+                    assert_eq!(kernel.entry(set).or_default().insert(key, value), None, "{edit:?}");
                 }
                 Edit::Replace { set, key, value } => {
-                    assert!(kernel.get_mut(set).unwrap().insert(key, value).is_some());
+                    let before = kernel.get_mut(set).and_then(|all| all.insert(key, value));
+                    assert!(before.is_some(), "{edit:?}");
                 }
                 Edit::Delete { set, key } => {
-                    assert!(kernel.get_mut(set).unwrap().remove(&key).is_some());
+                    let before = kernel.get_mut(set).and_then(|all| all.remove(&key));
+                    assert!(before.is_some(), "{edit:?}");
                 }
             }
         }

@@ -297,7 +297,8 @@ impl Planner {
     /// A service may have published the port meanwhile.
     fn free_port(&mut self, port: &HostPortPlan, all: &mut All) {
         let changes = all.entry(Scope::Mesh).or_default();
-        let service = self.mesh.lead_host_port(port.protocol, port.published, None, changes);
+        self.mesh.lead_host_port(port.protocol, port.published, None, changes);
+        let service = self.mesh.publisher(port.protocol, port.published);
         if let Some((table, service)) = self.ingress.as_ref().zip(service) {
             self.mesh.publish(table, service, changes);
         }

@@ -328,8 +328,7 @@ impl Network for DataPath {
         let begun = tokio::time::Instant::now();
         let (least, most) = (begun + limit.min.as_duration(), begun + limit.max.as_duration());
         let most = most.max(least);
-        let places = self.inner.node().places_of(id);
-        let leaver = Leaver { id: id.to_owned(), places: places.clone() };
+        let leaver = Leaver { id: id.to_owned(), places: self.inner.node().places_of(id) };
         let mut looks = tokio::time::interval(DRAIN_PERIOD);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = async {
@@ -342,7 +341,7 @@ impl Network for DataPath {
             }
         };
         let _ = tokio::time::timeout_at(most, ended).await;
-        self.forget(places).await;
+        self.forget(leaver.places).await;
     }
 
     async fn detach(&self, id: &str) -> Result<(), RuntimeError> {

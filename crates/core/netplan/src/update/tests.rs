@@ -13,9 +13,10 @@ use types::{
 
 use super::*;
 use crate::mesh::MeshLinks;
+use crate::overlay::tests::carry_out;
 use crate::overlay::{MAIN, host_net};
 use crate::plan::{HostPortPlan, LocalLink};
-use crate::state::{Edit, Surplus, Wanted};
+use crate::state::{Surplus, Wanted};
 
 fn id<T: From<Id>>(number: u32) -> T {
     T::from(Id::from_u128(u128::from(number) + 1).unwrap())
@@ -179,25 +180,6 @@ fn addresses_that_move_and_go_in_one_update_are_where_they_are_wanted() {
 }
 
 type Elements = BTreeMap<&'static str, crate::Elements>;
-
-/// As the kernel does: nothing is added twice, and nothing removed that is not there.
-fn carry_out(kernel: &mut Elements, edits: &[Edit]) {
-    for edit in edits {
-        match *edit {
-            Edit::Put { set, key, value } => {
-                assert_eq!(kernel.entry(set).or_default().insert(key, value), None, "{edit:?}");
-            }
-            Edit::Replace { set, key, value } => {
-                let before = kernel.get_mut(set).and_then(|all| all.insert(key, value));
-                assert!(before.is_some(), "{edit:?}");
-            }
-            Edit::Delete { set, key } => {
-                let before = kernel.get_mut(set).and_then(|all| all.remove(&key));
-                assert!(before.is_some(), "{edit:?}");
-            }
-        }
-    }
-}
 
 fn without_empty(all: &Elements) -> Elements {
     all.iter().filter(|(_, all)| !all.is_empty()).map(|(set, all)| (*set, all.clone())).collect()
